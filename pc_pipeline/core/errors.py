@@ -1,14 +1,14 @@
 """The one error tree. Every message says what was expected, what came, and where.
 
-    PcError
-    ├── ConfigError      a recipe, option or argument makes no sense
-    ├── DataError        a table or file breaks its contract
-    │   ├── IngestError  a delivered file cannot be read as what it claims to be
-    │   └── SchemaError  a frame breaks its table schema
-    ├── DealError        a deal's terms contradict each other or the calendar
-    ├── ModelError       weights, card or inputs do not fit the network
-    ├── SimulationError  a Monte Carlo run cannot start or cannot go on
-    └── StoreError       something is missing from, or torn in, the store
+PcError
+├── ConfigError      a recipe, option or argument makes no sense
+├── DataError        a table or file breaks its contract
+│   ├── IngestError  a delivered file cannot be read as what it claims to be
+│   └── SchemaError  a frame breaks its table schema
+├── DealError        a deal's terms contradict each other or the calendar
+├── ModelError       weights, card or inputs do not fit the network
+├── SimulationError  a Monte Carlo run cannot start or cannot go on
+└── StoreError       something is missing from, or torn in, the store
 """
 
 from __future__ import annotations

@@ -139,7 +139,9 @@ class LoanPanel(Table):
         """Default, prepaid and matured leave no balance; only a default charges off."""
         terminal = pl.col("loan_state").is_in(ABSORBING_STATES)
         settled = ~terminal | (pl.col("outstanding_balance") < CENT)
-        return data.lazyframe.select(settled & ((pl.col("charge_off_amount") < CENT) | (pl.col("loan_state") == 4)))
+        return data.lazyframe.select(
+            settled & ((pl.col("charge_off_amount") < CENT) | (pl.col("loan_state") == 4))
+        )
 
     @pa.dataframe_check
     def not_before_origination(cls, data: PolarsData) -> pl.LazyFrame:
@@ -334,7 +336,9 @@ def validate(table: str, frame: pl.DataFrame, where: str = "") -> pl.DataFrame:
     first = broken.head(5).iter_rows(named=True)
     raise SchemaError(
         f"table {table!r} breaks its contract in {broken.height} places",
-        expected="; ".join(f"{row['column']}: {row['check']}" for row in broken.head(5).iter_rows(named=True)),
+        expected="; ".join(
+            f"{row['column']}: {row['check']}" for row in broken.head(5).iter_rows(named=True)
+        ),
         got="; ".join(f"{row['value']} in row {row['index']}" for row in first),
         where=where or table,
     )

@@ -74,7 +74,13 @@ BORROWER_TYPES: Final = ("corporate", "sme", "consumer", "sponsor")
 AMORTIZATION_TYPES: Final = ("annuity", "bullet", "balloon")
 RATE_TYPES: Final = ("fixed", "floating")
 
-CASH_CHANNELS: Final = ("interest", "scheduled_principal", "prepaid_principal", "defaulted_balance", "recovery")
+CASH_CHANNELS: Final = (
+    "interest",
+    "scheduled_principal",
+    "prepaid_principal",
+    "defaulted_balance",
+    "recovery",
+)
 N_CASH: Final = len(CASH_CHANNELS)
 
 COHORT_FEATURES: Final = (

@@ -1,1 +1,1 @@
-
+"""Assets by group. Each body is one domain call plus metadata."""

@@ -1,0 +1,26 @@
+"""The console command `pc`: what Dagster does (run, backfill, ui, scenario) and what it does not (cli)."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run `pc`; an error the user can mend is printed without a traceback and exits with 1."""
+    from pc_pipeline.cli import app, print_error
+    from pc_pipeline.core.errors import PcError
+    from pc_pipeline.orchestration.commands import add_commands
+
+    add_commands(app)
+    try:
+        app()
+    except PcError as error:
+        print_error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,418 @@
+"""Stages that make tables: landing, macro paths, tape, panel, transitions, pool."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from pc_pipeline.core.errors import ConfigError, IngestError
+from pc_pipeline.core.periods import add_months, month_range
+from pc_pipeline.core.rng import derive_seed
+from pc_pipeline.core.store import Store, replace_file
+from pc_pipeline.engines.stages.landing import Landing, claim_store, read_landing
+from pc_pipeline.loans.ingest import IngestResult, read_tape
+from pc_pipeline.loans.panel_generator import LoanBook
+from pc_pipeline.loans.pool import pool_snapshot
+from pc_pipeline.loans.tape_generator import LoanTapeGenerator
+from pc_pipeline.loans.transitions import transition_table
+from pc_pipeline.scenarios import (
+    MacroScenarioGenerator,
+    ScenarioDefinition,
+    calibrate,
+    load_history,
+    load_scenarios,
+    macro_table,
+    standard_scenario,
+)
+from pc_pipeline.schemas.states import LOAN_STATE_NAMES
+from pc_pipeline.schemas.tables import validate
+from pc_pipeline.schemas.units import (
+    ASSET_CLASSES,
+    MACRO_NAMES,
+    MACRO_SERIES,
+    OBSERVED,
+    STANDARD_SCENARIOS,
+    canonical_scenario,
+)
+
+HISTORY_NAMES = ("macro_fred", "macro", "macro_history.csv", "macro_history.parquet")
+QUIET_SECONDS = 2.0  # a file written to this recently may still be on its way
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TapeConfig:
+    """The generated pool.
+
+    Attributes:
+        n_loans: number of loans.
+        n_months: panel months from the first vintage.
+        n_vintages: months over which loans originate.
+        start_month: first vintage, YYYY-MM.
+        seed: of tape and panel.
+    """
+
+    n_loans: int = 1000
+    n_months: int = 60
+    n_vintages: int = 12
+    start_month: str = "2020-01"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if min(self.n_loans, self.n_months, self.n_vintages) < 1 or self.n_vintages >= self.n_months:
+            raise ConfigError(
+                "no such tape", expected="n_loans >= 1 and 1 <= n_vintages < n_months", got=self
+            )
+
+    def generator(self) -> LoanTapeGenerator:
+        """The generator of this tape."""
+        return LoanTapeGenerator(
+            n_loans=self.n_loans,
+            n_months=self.n_months,
+            n_vintages=self.n_vintages,
+            start_date=f"{self.start_month}-01",
+            random_seed=derive_seed(self.seed, "tape"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MacroPathsConfig:
+    """The macro paths of each scenario.
+
+    Attributes:
+        n_paths: draws per scenario.
+        n_months: length of each.
+        start_month: first month for a generated pool; a real tape starts after its last month.
+        seed: shared by all scenarios, so that differences between them are not noise.
+    """
+
+    n_paths: int = 64
+    n_months: int = 60
+    start_month: str = "2020-01"
+    seed: int = 42
+
+
+@dataclass(frozen=True, slots=True)
+class MacroPaths:
+    """Table `macro_scenarios` of one scenario, and where it came from."""
+
+    frame: pl.DataFrame
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class PanelTables:
+    """Tables `loan_panel` and `recoveries` of one scenario."""
+
+    panel: pl.DataFrame
+    recoveries: pl.DataFrame
+
+
+# ---- landing ---------------------------------------------------------------------------------
+
+
+def land(
+    store: Store, path: str, *, adapter: str = "", mapping: str = "", as_of: str = "", history: str = ""
+) -> IngestResult:
+    """Read a delivered tape, and only if that succeeds make it this store's pool.
+
+    Raises:
+        IngestError: the delivery cannot be read, or no row of it is usable. Nothing was written.
+    """
+    result = read_tape(
+        Path(path).expanduser(), adapter=adapter or None, mapping=mapping or None, as_of=as_of or None
+    )
+    if result.loans.is_empty():
+        raise IngestError(
+            "no usable loan in the tape",
+            expected="at least one row that keeps the contract of table loan_tape",
+            got=f"{result.quarantine.height} rows quarantined: "
+            + "; ".join(quarantine_reasons(result.quarantine)["reason"].head(3)),
+            where=path,
+        )
+    found = find_history(Path(path).expanduser(), history)
+    rows_in = result.loans.height + result.panel.height + result.quarantine.height
+    claim_store(
+        store,
+        pool=result.sha256,
+        landing=Landing(
+            source=str(path),
+            sha256=result.sha256,
+            adapter=result.adapter,
+            rule=result.rule,
+            as_of=result.as_of.isoformat(),
+            rows_in=rows_in,
+            rows_quarantined=result.quarantine.height,
+            history=str(found) if found else "",
+        ),
+    )
+    store.write_table("landing_loans", result.loans)
+    store.write_table("landing_panel", result.panel)
+    store.write_table("landing_recoveries", result.recoveries)
+    store.write_table("quarantine", result.quarantine)
+    store.write_table("data_quality", result.quality)
+    return result
+
+
+def forget_landing(store: Store) -> None:
+    """Return the store to a generated pool."""
+    if read_landing(store) is not None:
+        claim_store(store, pool="generated")
+
+
+def find_history(tape: Path, history: str) -> Path | None:
+    """Real macro history for a tape: the one named, else one that lies in or beside the tape's folder.
+
+    Raises:
+        ConfigError: the one named is not there.
+    """
+    if history:
+        if not Path(history).exists():
+            raise ConfigError("no macro history there", expected="a file or folder", got=history)
+        return Path(history)
+    folder = tape if tape.is_dir() else tape.parent
+    for place in (folder, folder.parent):
+        for name in HISTORY_NAMES:
+            if (place / name).exists():
+                return place / name
+    return None
+
+
+def landed_files(folder: Path) -> list[Path]:
+    """Complete deliveries in the landing folder: files at rest, no temporary names, no documentation."""
+    if not folder.is_dir():
+        return []
+    skip = (".part", ".tmp", ".crdownload", ".md")
+    quiet_since = time.time() - QUIET_SECONDS
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith((".", "~"))
+        and path.suffix not in skip
+        and path.stat().st_mtime < quiet_since
+    ]
+
+
+def quarantine_reasons(quarantine: pl.DataFrame) -> pl.DataFrame:
+    """Rows refused, counted by table, column and reason."""
+    return (
+        quarantine.group_by("table", "column", "reason")
+        .agg(pl.len().alias("rows"))
+        .sort(["rows", "table", "column", "reason"], descending=[True, False, False, False])
+    )
+
+
+# ---- macro -----------------------------------------------------------------------------------
+
+
+def _scenario_folder(store: Store) -> Path:
+    return store.root / "scenarios"
+
+
+def keep_scenarios(store: Store, file: Path) -> list[str]:
+    """Check a file of custom scenarios and keep it in the store; returns their names.
+
+    Raises:
+        ConfigError: the file breaks the scenario contract or takes a standard name.
+    """
+    definitions = load_scenarios(file)
+    taken = [d.name for d in definitions if canonical_scenario(d.name) in (*STANDARD_SCENARIOS, OBSERVED)]
+    if taken:
+        raise ConfigError("a custom scenario takes a reserved name", expected="another name", got=taken)
+    folder = _scenario_folder(store)
+    with replace_file(folder / f"{definitions[0].name}{file.suffix}") as temporary:
+        shutil.copyfile(file, temporary)
+    return [definition.name for definition in definitions]
+
+
+def custom_scenarios(store: Store) -> dict[str, ScenarioDefinition]:
+    """The kept custom scenarios by name."""
+    folder = _scenario_folder(store)
+    files = sorted(folder.glob("*.y*ml")) if folder.is_dir() else []
+    return {definition.name: definition for file in files for definition in load_scenarios(file)}
+
+
+def find_scenario(store: Store, name: str) -> ScenarioDefinition:
+    """A standard or kept custom scenario.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if canonical_scenario(name) in STANDARD_SCENARIOS:
+        return standard_scenario(name)
+    custom = custom_scenarios(store)
+    if name not in custom:
+        raise ConfigError("unknown scenario", expected=", ".join([*STANDARD_SCENARIOS, *custom]), got=name)
+    return custom[name]
+
+
+def macro_paths(store: Store, config: MacroPathsConfig, scenario: str, history: str = "") -> MacroPaths:
+    """Paths of one scenario; for a real tape they begin where its real history ends."""
+    landing = read_landing(store)
+    if landing is None:
+        generator = MacroScenarioGenerator(
+            n_months=config.n_months, start_date=f"{config.start_month}-01", random_seed=config.seed
+        )
+        table = macro_table(generator, find_scenario(store, scenario), config.n_paths)
+        return MacroPaths(table, "generator, decided calibration")
+    source = history or landing.history
+    real = load_history(source) if source else None
+    if scenario == OBSERVED:
+        return _observed_macro(store, real)
+    start = add_months(landing.as_of_month, 1)
+    assumptions = initial = None
+    if real is not None:
+        past = real.frame.filter(pl.col("month") <= landing.as_of_month)
+        assumptions = calibrate(real)
+        initial = past.sort("month").tail(1).select(MACRO_NAMES).to_numpy()[0]
+    generator = MacroScenarioGenerator(
+        n_months=config.n_months,
+        start_date=start.isoformat(),
+        random_seed=config.seed,
+        assumptions=assumptions,
+        initial=initial,
+    )
+    table = macro_table(generator, find_scenario(store, scenario), config.n_paths)
+    named = (
+        f"generator calibrated to {Path(source).name}"
+        if real is not None
+        else "generator, decided calibration"
+    )
+    return MacroPaths(table, named)
+
+
+def _observed_macro(store: Store, real: object) -> MacroPaths:
+    panel = store.read_table("landing_panel")
+    last = read_landing(store)
+    first: date = panel["reporting_month"].min() if panel.height else last.as_of_month  # type: ignore
+    months = pl.DataFrame({"month": _months_between(add_months(first, -12), last.as_of_month)})  # type: ignore
+    if real is None:
+        values = months.with_columns(pl.lit(s.mean).alias(s.name) for s in MACRO_SERIES)
+        source = "no macro history: flat at the baseline means"
+    else:
+        values = months.join(real.frame, on="month", how="left").sort("month")  # type: ignore[attr-defined]
+        missing = values.filter(pl.any_horizontal(pl.col(MACRO_NAMES).is_null()))
+        if missing.height:
+            raise ConfigError(
+                "macro history does not cover the panel",
+                expected=f"{months['month'][0]} .. {months['month'][-1]}",
+                got=f"{missing.height} months without values, first {missing['month'][0]}",
+            )
+        source = "real history"
+    frame = values.select(
+        pl.lit(OBSERVED).alias("scenario"), pl.lit(0, pl.Int64).alias("macro_path_id"), "month", *MACRO_NAMES
+    )
+    return MacroPaths(validate("macro_scenarios", frame), source)
+
+
+def _months_between(first: date, last: date) -> list[date]:
+    return month_range(first, (last.year - first.year) * 12 + last.month - first.month + 1)
+
+
+def macro_fan(paths: MacroPaths | pl.DataFrame) -> pl.DataFrame:
+    """Table `macro_fan_report`: quantiles over paths of each series by month."""
+    frame = paths.frame if isinstance(paths, MacroPaths) else paths
+    month_number = (pl.col("month").rank("dense") - 1).cast(pl.Int64).alias("month_index")
+    quantiles = [pl.col("value").quantile(q / 100, "linear").alias(f"p{q:02d}") for q in (5, 25, 50, 75, 95)]
+    return (
+        frame.with_columns(month_number)
+        .unpivot(MACRO_NAMES, index=["scenario", "month_index"], variable_name="series")
+        .group_by("scenario", "series", "month_index", maintain_order=True)
+        .agg(quantiles)
+        .sort("scenario", "series", "month_index")
+    )
+
+
+# ---- loans -----------------------------------------------------------------------------------
+
+
+def loan_tape(store: Store, config: TapeConfig) -> pl.DataFrame:
+    """Table `loan_tape`: the landed tape, or a generated one."""
+    if read_landing(store) is not None:
+        return store.read_table("landing_loans")
+    claim_store(store, pool=f"generated {config}")
+    return config.generator().generate_static_features()
+
+
+def loan_panel(
+    store: Store, config: TapeConfig, scenario: str, tape: pl.DataFrame, macro: pl.DataFrame
+) -> PanelTables:
+    """Tables `loan_panel` and `recoveries` of one scenario.
+
+    A real pool has one history: partition 'observed' holds it, the scenarios' partitions are empty.
+    """
+    if read_landing(store) is not None:
+        panel, recoveries = store.read_table("landing_panel"), store.read_table("landing_recoveries")
+        return (
+            PanelTables(panel, recoveries)
+            if scenario == OBSERVED
+            else PanelTables(panel.clear(), recoveries.clear())
+        )
+    if scenario == OBSERVED:
+        raise ConfigError("a generated pool has no observed history", expected="a landed tape", got="none")
+    book: LoanBook = config.generator().generate_scenario(macro)
+    if not book.loans["loan_id"].equals(tape["loan_id"]):
+        raise ConfigError("tape and panel come from different recipes", expected="the stored tape's loans")
+    return PanelTables(book.panel, book.recoveries)
+
+
+def transitions(panel: pl.DataFrame, tape: pl.DataFrame) -> pl.DataFrame:
+    """Table `transitions`.
+
+    Raises:
+        ConfigError: the panel shows no move at all, so that nothing can be learned from it.
+    """
+    table = transition_table(panel, tape)
+    if table.is_empty():
+        raise ConfigError(
+            "the panel shows no monthly move",
+            expected="loans reported in consecutive months",
+            got=f"{panel.height} rows of {panel['loan_id'].n_unique()} loans",
+        )
+    return table
+
+
+def transition_matrix(table: pl.DataFrame) -> np.ndarray:
+    """(7, 7) shares by from-state of all counted moves; absorbing rows are the identity."""
+    counts = np.zeros((7, 7))
+    sums = table.group_by("from_state", "to_state").agg(pl.col("n_moves").sum())
+    counts[sums["from_state"].to_numpy(), sums["to_state"].to_numpy()] = sums["n_moves"].to_numpy()
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    shares[[4, 5, 6], [4, 5, 6]] = 1.0
+    return shares
+
+
+def pool(store: Store, tape: pl.DataFrame) -> pl.DataFrame:
+    """Table `pool`: a fresh pool at origination, or the living loans of a real one at its last month."""
+    landing = read_landing(store)
+    if landing is None:
+        return pool_snapshot(tape)
+    panel = store.read_table("landing_panel")
+    return pool_snapshot(tape, panel if panel.height else None, as_of=landing.as_of_month)
+
+
+def tape_profile(tape: pl.DataFrame) -> pl.DataFrame:
+    """Loans, balance, mean rate and term by asset class."""
+    return (
+        tape.group_by("asset_class")
+        .agg(
+            pl.len().alias("loans"),
+            pl.col("original_balance").sum().round(2),
+            pl.col("interest_rate").mean().alias("mean rate"),
+            pl.col("term_months").mean().alias("mean term"),
+        )
+        .sort(pl.col("asset_class").replace_strict(ASSET_CLASSES, list(range(4)), return_dtype=pl.Int8))
+    )
+
+
+def state_profile(panel: pl.DataFrame) -> pl.DataFrame:
+    """Loan-months by state."""
+    names = pl.DataFrame({"loan_state": range(7), "state": LOAN_STATE_NAMES})
+    counts = panel.group_by("loan_state").agg(pl.len().alias("loan-months"))
+    return names.join(counts, on="loan_state", how="left").fill_null(0).sort("loan_state").drop("loan_state")

@@ -1,0 +1,93 @@
+"""What lies in the store's landing: a real tape, or nothing (then the pool is generated).
+
+A store holds one pool. When the source of the pool changes, everything derived from the old one is
+dropped, so that no training ever mixes two pools.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+from pc_pipeline.core.store import Store, replace_file
+
+LANDED_TABLES = ("landing_loans", "landing_panel", "landing_recoveries")
+DERIVED_TABLES = (
+    "macro_scenarios",
+    "loan_tape",
+    "loan_panel",
+    "recoveries",
+    "transitions",
+    "pool",
+    "simulations",
+    "macro_fan_report",
+    "tranche_report",
+    "pool_report",
+    "cash_flow_report",
+    "tranche_balance_report",
+)
+QUALITY_TABLES = ("quarantine", "data_quality")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Landing:
+    """The note beside the landed tables.
+
+    Attributes:
+        source: path the tape came from.
+        sha256: digest of its bytes.
+        adapter: format it was read as.
+        rule: how a delinquency state was derived.
+        as_of: last reported month (ISO date).
+        rows_in, rows_quarantined: counts over tape and panel.
+        history: path of the real macro history used with it, '' for none.
+    """
+
+    source: str
+    sha256: str
+    adapter: str
+    rule: str
+    as_of: str
+    rows_in: int
+    rows_quarantined: int
+    history: str
+
+    @property
+    def as_of_month(self) -> date:
+        """`as_of` as a date."""
+        return date.fromisoformat(self.as_of)
+
+
+def _note(store: Store) -> Path:
+    return store.root / "pool_source.json"
+
+
+def read_landing(store: Store) -> Landing | None:
+    """The landed tape's note; None while the pool is generated."""
+    source = _read(store)
+    return Landing(**source["landing"]) if source.get("landing") else None
+
+
+def _read(store: Store) -> dict[str, dict[str, str]]:
+    path = _note(store)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def claim_store(store: Store, pool: str, landing: Landing | None = None) -> None:
+    """Say which pool this store holds; drop what was derived from another one.
+
+    Args:
+        store: the store.
+        pool: anything that identifies the pool (recipe and seed, or the tape's digest).
+        landing: the landed tape's note, None for a generated pool.
+    """
+    before = _read(store)
+    if before and before.get("pool") != pool:
+        for table in DERIVED_TABLES + (() if landing else LANDED_TABLES + QUALITY_TABLES):
+            store.drop_table(table)
+    after = {"pool": pool, "landing": asdict(landing) if landing else None}
+    if after != before:
+        with replace_file(_note(store)) as temporary:
+            temporary.write_text(json.dumps(after, indent=2, sort_keys=True))

@@ -1,0 +1,23 @@
+"""Which device computes: a name in, 'cpu' or 'cuda' out."""
+
+from __future__ import annotations
+
+import torch
+
+from pc_pipeline.core.errors import ConfigError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def resolve_device(device: str) -> str:
+    """'cpu' or 'cuda'; 'auto' takes CUDA where torch sees a device.
+
+    Raises:
+        ConfigError: unknown name, or CUDA asked for where there is none.
+    """
+    if device not in DEVICES:
+        raise ConfigError("unknown compute device", expected=", ".join(DEVICES), got=device)
+    has_cuda = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise ConfigError("no CUDA device here", expected="a CUDA device, or device 'auto'", got="none")
+    return "cuda" if has_cuda else "cpu"

@@ -1,0 +1,115 @@
+"""Component models, the jointly fine-tuned model and its compiled form; trained over all scenarios."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from pc_pipeline.engines import stages
+from pc_pipeline.orchestration.assets.common import HEAVY_TAGS, OWNERS, as_markdown, plot_metadata
+from pc_pipeline.orchestration.resources import ComputeResource, SettingsResource
+from pc_pipeline.reports import plots
+
+Models = dict[str, tuple[Any, dict[str, Any]]]
+TRAINING: Any = {
+    "group_name": "training",
+    "owners": OWNERS,
+    "io_manager_key": "models",
+    "pool": "gpu",
+    "op_tags": HEAVY_TAGS,
+}
+
+
+def _output(trained: stages.Trained) -> dg.Output[Models]:
+    metadata: dict[str, Any] = {"scores": as_markdown(trained.scores)}
+    if trained.history:
+        curve = plots.png_data_uri(plots.training_curves(trained.history))
+        metadata |= {"curve": plot_metadata(curve, "training curve"), **trained.final_losses}
+    return dg.Output(trained.models, metadata=metadata)
+
+
+@dg.asset(kinds={"pytorch"}, description="Conditional variational autoencoder of macro paths.", **TRAINING)
+def macro_vae(
+    macro_scenarios: pl.DataFrame, settings: SettingsResource, compute: ComputeResource
+) -> dg.Output[Models]:
+    return _output(stages.train_macro_vae(settings.load().macro_vae, macro_scenarios, compute.resolve()))
+
+
+@dg.asset(
+    kinds={"pytorch"}, description="Monthly transition rows by cohort given the macro path.", **TRAINING
+)
+def transition_transformer(
+    transitions: pl.DataFrame,
+    loan_tape: pl.DataFrame,
+    macro_scenarios: pl.DataFrame,
+    settings: SettingsResource,
+    compute: ComputeResource,
+) -> dg.Output[Models]:
+    return _output(
+        stages.train_transition_transformer(
+            settings.load().transition_transformer, transitions, loan_tape, macro_scenarios, compute.resolve()
+        )
+    )
+
+
+@dg.asset(
+    kinds={"pytorch"},
+    description="Each loan's own path: residual on the cohort row, diffusion head.",
+    **TRAINING,
+)
+def loan_trajectory(
+    loan_panel: pl.DataFrame,
+    loan_tape: pl.DataFrame,
+    macro_scenarios: pl.DataFrame,
+    transition_transformer: Models,
+    settings: SettingsResource,
+    compute: ComputeResource,
+) -> dg.Output[Models]:
+    return _output(
+        stages.train_loan_trajectory(
+            settings.load().loan_trajectory,
+            loan_panel,
+            loan_tape,
+            macro_scenarios,
+            transition_transformer,
+            compute.resolve(),
+        )
+    )
+
+
+@dg.asset(kinds={"numpy"}, description="The lookup table that every model must beat.", **TRAINING)
+def markov_baseline(loan_panel: pl.DataFrame, loan_tape: pl.DataFrame) -> dg.Output[Models]:
+    return _output(stages.fit_markov_baseline(loan_panel, loan_tape))
+
+
+@dg.asset(
+    kinds={"pytorch"},
+    description="The three networks fine-tuned together through expected cash flows and the soft waterfall, "
+    "then calibrated; scored against the Markov baseline on held-out loans.",
+    **TRAINING,
+)
+def joint_model(
+    macro_vae: Models,
+    transition_transformer: Models,
+    loan_trajectory: Models,
+    markov_baseline: Models,
+    loan_panel: pl.DataFrame,
+    loan_tape: pl.DataFrame,
+    macro_scenarios: pl.DataFrame,
+    pool: pl.DataFrame,
+    settings: SettingsResource,
+    compute: ComputeResource,
+) -> dg.Output[Models]:
+    models = {**macro_vae, **transition_transformer, **loan_trajectory, **markov_baseline}
+    tables = stages.LearningTables(panel=loan_panel, loans=loan_tape, macro=macro_scenarios, pool=pool)
+    return _output(
+        stages.fine_tune(
+            settings.load().joint,
+            models,
+            tables,
+            stages.find_deal(settings.deal, settings.deals_dir, loan_tape),
+            compute.resolve(),
+        )
+    )

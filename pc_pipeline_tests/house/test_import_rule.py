@@ -1,0 +1,30 @@
+"""The import rule is a test: what `lint-imports` refuses, this refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_imports_go_downward_only() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 broken" in result.stdout
+
+
+def test_importing_the_package_loads_no_torch_and_no_dagster() -> None:
+    code = "import sys, pc_pipeline; print([m for m in ('torch', 'dagster', 'polars') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_public_names_resolve() -> None:
+    import pc_pipeline
+
+    missing = [name for name in pc_pipeline._EXPORTS if getattr(pc_pipeline, name, None) is None]
+    assert missing == []
+    assert set(pc_pipeline._EXPORTS) <= set(dir(pc_pipeline))
