@@ -1,0 +1,110 @@
+"""The door of the ingest: which adapter a delivery is for, and `read_tape`.
+
+Here: the list of adapters, recognition by content, one result. Not here: any format (one module each),
+storing deliveries (`deliveries`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from pc_pipeline.core.errors import IngestError
+from pc_pipeline.core.periods import parse_month
+from pc_pipeline.loans.frames import to_polars
+from pc_pipeline.loans.ingest.adapter import Adapter, Options
+from pc_pipeline.loans.ingest.canonical import Canonical
+from pc_pipeline.loans.ingest.files import Part, source_sha256, survey, where
+from pc_pipeline.loans.ingest.result import IngestResult, QualityLog
+from pc_pipeline.loans.ingest.sec_auto import SecAuto
+
+ADAPTERS: Final[dict[str, Adapter]] = {adapter.name: adapter for adapter in (SecAuto(), Canonical())}
+
+
+def recognise(path: str | Path) -> str:
+    """Name of the adapter that reads what lies at `path`, by its columns.
+
+    Raises:
+        IngestError: nothing readable there, or no adapter knows it; the message says what was found and what
+            each adapter expects.
+    """
+    return _recognise(survey(path))
+
+
+def _recognise(parts: Sequence[Part]) -> str:
+    for adapter in ADAPTERS.values():
+        if adapter.matches(parts):
+            return adapter.name
+    raise IngestError(
+        "no adapter knows this delivery",
+        expected="; ".join(f"{adapter.name}: {adapter.expects}" for adapter in ADAPTERS.values()),
+        got="; ".join(f"{where(part)}: {', '.join(part.columns[:12]) or part.kind}" for part in parts[:5]),
+        where=parts[0].path,
+    )
+
+
+def read_tape(
+    path: str | Path,
+    adapter: str | None = None,
+    mapping: str | Path | None = None,
+    as_of: str | date | None = None,
+    *,
+    macro: Any = None,
+) -> IngestResult:
+    """Read one delivery: a file, or a folder of files.
+
+    Args:
+        path: the file or folder.
+        adapter: name of the adapter; recognised from the content when None.
+        mapping: YAML file that maps the user's columns, units and codes to ours.
+        as_of: months after this one are refused; by default the last month delivered.
+        macro: frame with month and yield_10y (and property_price_index), for structural covariates.
+
+    Returns:
+        Tables, quarantine and quality; nothing is written anywhere.
+
+    Raises:
+        IngestError: not readable as what it claims to be; says expected, got and where.
+    """
+    parts = survey(path)
+    name = adapter if adapter is not None else _recognise(parts)
+    if name not in ADAPTERS:
+        raise IngestError("no such adapter", expected=", ".join(ADAPTERS), got=name, where=path)
+    chosen = ADAPTERS[name]
+    options = Options(
+        as_of=None if as_of is None else parse_month(as_of),
+        macro=None if macro is None else to_polars(macro, ("month", "yield_10y"), "macro"),
+    )
+    log = QualityLog()
+    tables = chosen.read(parts, log, options)
+    if tables.loans.is_empty():
+        raise IngestError(
+            "no loan of the delivery is good",
+            expected="at least one",
+            got="; ".join(log.quarantined()["reason"].unique().sort().head(5).to_list()) or "no rows",
+            where=path,
+        )
+    return IngestResult(
+        loans=tables.loans,
+        panel=tables.panel,
+        recoveries=tables.recoveries,
+        quarantine=log.quarantined(),
+        quality=log.frame(),
+        adapter=name,
+        rule=chosen.rule,
+        as_of=options.as_of or _last_month(tables.loans, tables.panel),
+        source_sha256=source_sha256(parts),
+        counts=dict(log.counts),
+    )
+
+
+def _last_month(loans: pl.DataFrame, panel: pl.DataFrame) -> date:
+    column = loans["vintage_month"] if panel.is_empty() else panel["reporting_month"]
+    latest = column.max()
+    if not isinstance(latest, date):
+        raise IngestError("the delivery has no date", expected="a month", got=latest)
+    return latest

@@ -1,0 +1,191 @@
+"""SEC auto loans: the recency rule on a loan that one can follow by hand, and on the real pool."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pc_pipeline.core.errors import IngestError
+from pc_pipeline.loans.ingest import IngestResult, read_tape, recognise
+from pc_pipeline.schemas.tables import failures
+from pc_pipeline_tests.shared_data import shared_path
+
+PUBLISHED = {  # percent of the row, README of the data set
+    (0, 0): 90.44,
+    (0, 1): 8.01,
+    (0, 4): 0.00,
+    (0, 5): 1.55,
+    (1, 0): 84.04,
+    (1, 2): 13.74,
+    (1, 4): 0.00,
+    (1, 5): 2.22,
+    (2, 0): 53.93,
+    (2, 3): 42.20,
+    (2, 4): 0.87,
+    (2, 5): 3.00,
+    (3, 0): 20.22,
+    (3, 3): 70.28,
+    (3, 4): 7.15,
+    (3, 5): 2.35,
+}
+
+
+def moves(panel: pl.DataFrame) -> dict[tuple[int, int], int]:
+    """Counts of (from, to) over consecutive months."""
+    ordered = panel.sort("loan_id", "reporting_month").with_columns(
+        pl.col("loan_state").shift(-1).over("loan_id").alias("to"),
+        pl.col("reporting_month").shift(-1).over("loan_id").alias("next"),
+    )
+    pairs = ordered.filter(pl.col("next") == pl.col("reporting_month").dt.offset_by("1mo"))
+    return {(a, b): n for a, b, n in pairs.group_by("loan_state", "to").len().iter_rows()}
+
+
+def cash_gap(panel: pl.DataFrame) -> float:
+    """Largest breach of original - cumulative (principal + charge-off) = outstanding."""
+    gone = (pl.col("principal_paid") + pl.col("charge_off_amount")).cum_sum().over("loan_id")
+    return panel.select(
+        (pl.col("original_balance") - gone - pl.col("outstanding_balance")).abs().max()
+    ).item()
+
+
+def assert_contract(result: IngestResult) -> None:
+    for table, frame in (
+        ("loan_tape", result.loans),
+        ("loan_panel", result.panel),
+        ("recoveries", result.recoveries),
+        ("quarantine", result.quarantine),
+    ):
+        assert failures(table, frame).is_empty(), failures(table, frame)
+
+
+def write_pool(folder: Path, months: list[tuple[float | None, float | None, float, float]]) -> Path:
+    """One loan of 1,200 over 12 months at 0 %, level payment 100, 200 paid by the cut-off; then `months`.
+
+    Each month is (end balance, paid, principal, repossession proceeds).
+    """
+    folder.mkdir(exist_ok=True)
+    pl.DataFrame(
+        {
+            "assetNumber": [7],
+            "reportingPeriodEndingDate": ["03-31-2020"],
+            "originationDate": ["01/2020"],
+            "loanMaturityDate": ["01/2021"],
+            "originalLoanAmount": [1200.0],
+            "originalLoanTerm": [12],
+            "originalInterestRatePercentage": [0.0],
+            "reportingPeriodBeginningLoanBalanceAmount": [1100.0],
+            "reportingPeriodActualEndBalanceAmount": [1000.0],
+            "totalActualAmountPaid": [100.0],
+            "vehicleValueAmount": [1000.0],
+            "vehicleNewUsedCode": [2],
+            "obligorCreditScore": [700],
+            "obligorGeographicLocation": ["TX"],
+        }
+    ).write_parquet(folder / "loans.parquet")
+    n = len(months)
+    pl.DataFrame(
+        {
+            "asset_number": [7] * n,
+            "period_end": [
+                (dt.date(2020, 4, 1) + dt.timedelta(days=31 * k)).replace(day=28) for k in range(n)
+            ],
+            "end_balance": [m[0] for m in months],
+            "principal_collected": [m[2] for m in months],
+            "total_paid": [m[1] for m in months],
+            "recovered": [None] * n,
+            "repossession_proceeds": [m[3] for m in months],
+        },
+        schema_overrides={"recovered": pl.Float64, "end_balance": pl.Float64, "total_paid": pl.Float64},
+    ).write_parquet(folder / "panel.parquet")
+    return folder
+
+
+def test_a_loan_that_misses_cures_and_defaults(tmp_path: Path) -> None:
+    pool = write_pool(
+        tmp_path / "pool",
+        [
+            (900.0, 100.0, 100.0, 0.0),  # paid
+            (900.0, 49.0, 0.0, 0.0),  # under half the instalment: missed
+            (900.0, 0.0, 0.0, 0.0),  # missed
+            (700.0, 200.0, 200.0, 0.0),  # cured
+            (750.0, 0.0, 0.0, 0.0),  # balance rises, missed
+            (0.0, 30.0, 0.0, 500.0),  # written to zero without half of it: default
+            (None, None, 0.0, -80.0),  # an estimate reversed
+        ],
+    )
+    result = read_tape(pool)
+    assert_contract(result)
+    panel = result.panel
+    assert panel["loan_state"].to_list() == [0, 0, 1, 2, 0, 1, 4]
+    assert panel["days_past_due"].to_list() == [0, 0, 30, 60, 0, 30, 60]
+    assert panel["outstanding_balance"].to_list() == [1000.0, 900.0, 900.0, 900.0, 700.0, 700.0, 0.0]
+    assert panel["principal_paid"].to_list() == [200.0, 100.0, 0.0, 0.0, 200.0, 0.0, 0.0]
+    assert panel["actual_payment"].to_list() == [100.0, 100.0, 49.0, 0.0, 200.0, 0.0, 30.0]
+    assert panel["charge_off_amount"].to_list()[-1] == 700.0
+    assert panel["recovery_amount"].to_list()[-1] == 420.0
+    assert panel["loss_amount"].to_list()[-1] == 280.0
+    assert result.recoveries["recovery_amount"].to_list() == [500.0, -80.0]
+    assert result.counts["rising_balances"] == 1
+    assert cash_gap(panel) < 1e-9
+
+
+@pytest.mark.parametrize(("paid", "state"), [(899.0, 5), (450.0, 5), (449.99, 4)])
+def test_zero_balance_is_default_below_half(tmp_path: Path, paid: float, state: int) -> None:
+    pool = write_pool(tmp_path / "pool", [(900.0, 100.0, 100.0, 0.0), (0.0, paid, 0.0, 0.0)])
+    assert read_tape(pool).panel["loan_state"].to_list() == [0, 0, state]
+
+
+def test_a_payoff_in_the_final_month_is_maturity(tmp_path: Path) -> None:
+    months = [(1000.0 - 100.0 * k, 100.0, 100.0, 0.0) for k in range(1, 11)]
+    result = read_tape(write_pool(tmp_path / "pool", months))
+    assert result.panel["loan_state"].to_list() == [0] * 10 + [6]
+    assert result.panel["prepayment_amount"].sum() == 0.0
+
+
+def test_rounded_identifiers_are_refused(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", [(900.0, 100.0, 100.0, 0.0)])
+    months = pl.read_parquet(pool / "panel.parquet").with_columns(pl.col("asset_number").cast(pl.Float64))
+    months.write_parquet(pool / "panel.parquet")
+    with pytest.raises(IngestError, match="rounded to floating-point"):
+        read_tape(pool)
+
+
+@pytest.fixture(scope="module")
+def result() -> IngestResult:
+    return read_tape(shared_path("data/sec_auto_aart2017"))
+
+
+class TestRealPool:
+    def test_contract_and_cash(self, result: IngestResult) -> None:
+        assert_contract(result)
+        assert recognise(shared_path("data/sec_auto_aart2017")) == "sec_auto"
+        assert cash_gap(result.panel) < 1e-6
+        assert result.as_of == dt.date(2019, 12, 1)
+
+    def test_published_matrix(self, result: IngestResult) -> None:
+        counted = moves(result.panel)
+        totals = {s: sum(n for (a, _), n in counted.items() if a == s) for s in range(4)}
+        ours = {(a, b): round(100 * n / totals[a], 2) for (a, b), n in counted.items()}
+        assert {key: value for key, value in PUBLISHED.items() if value} == ours
+        assert sum(n for (_, b), n in counted.items() if b == 4) == 77
+        assert sum(n for (_, b), n in counted.items() if b == 5) == 1363
+
+    def test_nothing_is_lost(self, result: IngestResult) -> None:
+        opening = result.loans.height
+        counts = result.counts
+        assert result.panel.height == 84_361 + opening - counts["rows_after_end"] - counts["missing_balances"]
+        assert counts["missing_balances"] == result.quarantine.height
+        whole = result.quality.filter((pl.col("column") == "*") & pl.col("month").is_null())
+        assert whole["rows_in"].sum() == 84_361 + opening
+        assert counts["defaults_with_negative_net_recovery"] == 27
+        assert counts["loans_without_history"] == 59
+
+    def test_as_of_cuts_what_was_not_yet_known(self, result: IngestResult) -> None:
+        early = read_tape(shared_path("data/sec_auto_aart2017"), as_of="2018-06")
+        assert early.as_of == dt.date(2018, 6, 1)
+        same = result.panel.filter(pl.col("reporting_month") <= dt.date(2018, 6, 1))
+        known = ["recovery_amount", "loss_amount"]  # recoveries that came later
+        assert early.panel.drop(known).equals(same.drop(known))
