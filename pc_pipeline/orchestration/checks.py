@@ -94,7 +94,7 @@ def _identity_check(name: str) -> dg.AssetChecksDefinition:
 
 @dg.asset_check(
     asset="joint_model",
-    description="Held-out log-loss of the fine-tuned model is below that of the class x maturity Markov table.",
+    description="Held-out log-loss is below that of the class x maturity Markov table.",
 )
 def beats_the_markov_table(store: StoreResource) -> dg.AssetCheckResult:
     scores = stages.model_scores(store.store)

@@ -133,7 +133,7 @@ def transitions(loan_panel: pl.DataFrame, loan_tape: pl.DataFrame) -> dg.Output[
     kinds=KINDS,
     owners=OWNERS,
     io_manager_key="tables",
-    description="The pool at the cut-off: balance, state and age of each living loan, where a simulation begins.",
+    description="The pool at the cut-off: balance, state and age of each living loan.",
 )
 def pool(loan_tape: pl.DataFrame, store: StoreResource) -> dg.Output[pl.DataFrame]:
     snapshot = stages.pool(store.store, loan_tape)

@@ -80,7 +80,7 @@ def committee_report(store: StoreResource, settings: SettingsResource) -> dg.Mat
     owners=OWNERS,
     pool="warehouse",
     deps=["loan_tape", "loan_panel", "transitions", "tranche_report"],
-    description="All tables as real tables in one DuckDB file, built beside and swapped in: open it any time.",
+    description="All tables as real tables in one DuckDB file, built beside and swapped in.",
 )
 def warehouse(store: StoreResource) -> dg.MaterializeResult[Any]:
     path = store.store.build_warehouse()
