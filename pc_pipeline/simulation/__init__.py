@@ -1,1 +1,1 @@
-
+"""Monte Carlo: counter-based numbers, the compiled kernel and its oracle, distillation, estimators."""
