@@ -1,4 +1,4 @@
-"""Real data beside the checkout: found, or the test is skipped with the reason. Nothing is copied."""
+"""Where the real data sets lie that may be used but not copied: beside the project, in `shared/`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
-_ROOT = Path(os.environ.get("PC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def shared_path(relative: str) -> Path:
-    """Path of a shared file or folder; skips the calling test where it is absent."""
-    path = _ROOT / relative
-    if not path.exists():
-        pytest.skip(f"shared data not here: {path} (set PC_SHARED to the folder that holds data/)")
-    return path
+def shared_path(name: str) -> Path:
+    """`name` under the shared folder; the test is skipped where that is absent.
+
+    The folder is PC_SHARED, or `shared/` inside or beside the project.
+    """
+    places = [Path(os.environ["PC_SHARED"])] if "PC_SHARED" in os.environ else []
+    places += [ROOT / "shared", ROOT.parent / "shared"]
+    for place in places:
+        if (place / name).exists():
+            return place / name
+    pytest.skip(f"real data {name!r} is not here (set PC_SHARED, or place shared/ beside the project)")
