@@ -108,15 +108,29 @@ def shuffled_batches(n_rows: int, batch_size: int, generator: torch.Generator) -
     return list(torch.tensor_split(order, max(1, math.ceil(n_rows / batch_size))))
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; only matrices decay."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    fused = bool(trainable) and all(p.is_cuda for p in trainable)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, fused=fused or None)
+def make_optimizer(
+    model: nn.Module, config: TrainConfig, lr_share: Callable[[str], float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; only matrices decay.
+
+    Args:
+        lr_share: parameter name -> share of the learning rate it learns with; None is 1 for all.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            share = 1.0 if lr_share is None else lr_share(name)
+            groups.setdefault((decay, share), []).append(parameter)
+    fused = bool(groups) and all(p.is_cuda for members in groups.values() for p in members)
+    return torch.optim.AdamW(
+        [
+            {"params": members, "weight_decay": decay, "lr_share": share}
+            for (decay, share), members in groups.items()
+        ],
+        lr=config.lr,
+        fused=fused or None,
+    )
 
 
 @contextlib.contextmanager
@@ -142,6 +156,7 @@ def run_training(
     fingerprint: str = "",
     on_epoch: Callable[[Record], None] | None = None,
     after_step: Callable[[], None] | None = None,
+    lr_share: Callable[[str], float] | None = None,
 ) -> dict[str, Any]:
     """Train in place; the model ends in eval mode with the weights of its best epoch.
 
@@ -155,6 +170,7 @@ def run_training(
         fingerprint: digest of the data; a resume file of other data, config or model is refused.
         on_epoch: called with {'epoch', 'loss', 'val_loss', 'lr', 'seconds'}.
         after_step: called after each optimiser step (projections).
+        lr_share: see `make_optimizer`.
 
     Returns:
         {'loss', 'val_loss', 'lr': one number per epoch, 'epochs': run, 'best_epoch': from 1,
@@ -169,7 +185,7 @@ def run_training(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"{name}: nothing to train", expected="trainable parameters", got="none")
     started = time.monotonic()
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, lr_share)
     progress = _Progress(model, optimizer, config, name, f"{fingerprint}:{n_rows}")
     path = Path(resume) if resume is not None else None
     if path is not None and path.exists():
@@ -217,7 +233,7 @@ def _run_epoch(
         where = f"{progress.name}, epoch {progress.epoch + 1}, batch {index + 1} of {len(batches)}"
         rate = learning_rate(progress.epoch * len(batches) + index, n_steps, config)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_share"]
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
             loss = loss_of(rows, generator)
