@@ -1,0 +1,140 @@
+"""Counts of observed monthly moves: by month, cohort, scenario and path.
+
+Here: `transition_table`, the long table in DuckDB, which is also the tested reference; `extract_transitions`
+and `count_transitions`, dense arrays over a compiled pass. Both obey the rules of `panel_rows`. Not here:
+probabilities fitted to counts (`models`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from pc_pipeline.core.errors import ConfigError, DataError
+from pc_pipeline.loans.frames import to_polars
+from pc_pipeline.loans.panel_rows import PanelMoves, panel_moves
+from pc_pipeline.schemas.states import N_STATES
+from pc_pipeline.schemas.tables import columns
+
+By = Literal["cohort", "scenario"]
+_GROUPS: Final = {"cohort": ["asset_class", "vintage_month"], "scenario": ["scenario"]}
+
+_MOVES_SQL = """
+WITH reported AS (
+    SELECT scenario, macro_path_id, loan_id, reporting_month,
+           min(loan_state) AS loan_state,
+           any_value(asset_class) AS asset_class, any_value(vintage_month) AS vintage_month
+    FROM panel
+    GROUP BY ALL
+    HAVING min(loan_state) = max(loan_state)
+), ordered AS (
+    SELECT *, lag(loan_state) OVER loan AS last_state, lag(reporting_month) OVER loan AS last_month
+    FROM reported
+    WINDOW loan AS (PARTITION BY scenario, macro_path_id, loan_id ORDER BY reporting_month)
+), moved AS (
+    SELECT *, CASE
+        WHEN last_month IS NULL AND reporting_month = vintage_month + INTERVAL 1 MONTH THEN 0
+        WHEN last_month + INTERVAL 1 MONTH = reporting_month THEN last_state
+    END AS from_state
+    FROM ordered
+)
+SELECT moved.scenario, moved.macro_path_id, moved.asset_class, moved.vintage_month, moved.reporting_month,
+       moved.reporting_month >= date_trunc('month', tape.maturity_date) AS is_final,
+       moved.from_state::BIGINT AS from_state, moved.loan_state::BIGINT AS to_state, count(*) AS n_moves
+FROM moved JOIN tape USING (loan_id)
+WHERE from_state BETWEEN 0 AND 3
+GROUP BY ALL
+ORDER BY ALL
+"""
+
+
+def transition_table(panel: Any, loans: Any) -> pl.DataFrame:
+    """Table `transitions`: counts by scenario, path, cohort, month of arrival, finality and move.
+
+    Args:
+        panel, loans: polars or pandas; the tape gives each loan's final contractual month.
+
+    Raises:
+        DataError: a column is missing, or a loan of the panel is not on the tape.
+    """
+    needed = [
+        "scenario",
+        "macro_path_id",
+        "loan_id",
+        "reporting_month",
+        "loan_state",
+        "asset_class",
+        "vintage_month",
+    ]
+    frame = to_polars(panel, needed, "panel").select(needed)
+    tape = to_polars(loans, ["loan_id", "maturity_date"], "loans").select("loan_id", "maturity_date").unique()
+    gone = frame.select("loan_id").unique().join(tape, on="loan_id", how="anti")
+    if not gone.is_empty():
+        raise DataError(
+            "loans of the panel are not on the tape",
+            expected="every loan_id",
+            got=gone["loan_id"].head(3).to_list(),
+        )
+    with duckdb.connect(":memory:") as connection:
+        connection.register("panel", frame.to_arrow())
+        connection.register("tape", tape.to_arrow())
+        table = connection.sql(_MOVES_SQL).pl()
+    return table.select(columns("transitions")).with_columns(
+        pl.col("vintage_month", "reporting_month").cast(pl.Date), pl.col("n_moves").cast(pl.Int64)
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransitionCounts:
+    """Dense counts with their labels.
+
+    Attributes:
+        counts: (T, 7, 7), or (G, T, 7, 7) by group; [.., from, to]; arrival month on the T axis.
+        start_month: month index of the first T. groups: G rows of labels (cohort or scenario), else None.
+    """
+
+    counts: np.ndarray
+    start_month: int
+    groups: pl.DataFrame | None
+
+
+def count_transitions(panel: Any, by: By | None = None) -> TransitionCounts:
+    """Count moves over all months from the first to the last report.
+
+    Args:
+        panel: polars or pandas, or `PanelMoves` already made. by: None, 'cohort' or 'scenario'.
+
+    Raises:
+        ConfigError: another grouping. DataError: an empty panel or missing columns.
+    """
+    if by is not None and by not in _GROUPS:
+        raise ConfigError("no such grouping of transitions", expected="None, 'cohort' or 'scenario'", got=by)
+    moves = panel if isinstance(panel, PanelMoves) else panel_moves(panel)
+    if moves.month.size == 0:
+        raise DataError("a panel without rows has no transitions", where="panel")
+    start, n_months = int(moves.month.min()), int(np.ptp(moves.month)) + 1
+    used = moves.is_move
+    cell = (moves.month[used] - start).astype(np.int64) * N_STATES + moves.from_state[used]
+    cell = cell * N_STATES + moves.state[used]
+    shape: tuple[int, ...] = (n_months, N_STATES, N_STATES)
+    groups = None
+    if by is not None:
+        labels = moves.frame.select(_GROUPS[by])
+        groups = labels.unique().sort(_GROUPS[by])
+        code = labels.join(groups.with_row_index("group"), on=_GROUPS[by], how="left", maintain_order="left")
+        cell += code["group"].to_numpy().astype(np.int64)[used] * np.prod(shape)
+        shape = (groups.height, *shape)
+    counts = np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape)
+    return TransitionCounts(counts=counts, start_month=start, groups=groups)
+
+
+def extract_transitions(panel: Any, by: By | None = None) -> np.ndarray:
+    """Counts (n_months, 7, 7); by cohort or scenario (n_groups, n_months, 7, 7), groups sorted.
+
+    `count_transitions` returns the same with the labels of its axes.
+    """
+    return count_transitions(panel, by).counts

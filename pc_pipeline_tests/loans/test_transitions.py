@@ -1,0 +1,111 @@
+"""Counts of moves: a hand-made panel, DuckDB against the compiled pass, pandas, gaps and duplicates."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pc_pipeline.core.errors import ConfigError, DataError
+from pc_pipeline.core.rng import stream
+from pc_pipeline.loans.panel_generator import LoanBook
+from pc_pipeline.loans.transitions import count_transitions, extract_transitions, transition_table
+from pc_pipeline.schemas.tables import validate
+
+
+def hand_panel() -> pl.DataFrame:
+    """Loan A from its first month; B starts late, has a gap; C is reported twice, alike and contradicting."""
+    rows = [
+        ("A", date(2024, 2, 1), 0), ("A", date(2024, 3, 1), 1), ("A", date(2024, 4, 1), 6),
+        ("B", date(2024, 4, 1), 1), ("B", date(2024, 6, 1), 2), ("B", date(2024, 7, 1), 3),
+        ("C", date(2024, 2, 1), 0), ("C", date(2024, 2, 1), 0), ("C", date(2024, 3, 1), 1),
+        ("C", date(2024, 3, 1), 2), ("C", date(2024, 4, 1), 0), ("C", date(2024, 5, 1), 0),
+    ]  # fmt: skip
+    return pl.DataFrame(rows, schema=["loan_id", "reporting_month", "loan_state"], orient="row").with_columns(
+        scenario=pl.lit("observed"),
+        macro_path_id=pl.lit(0, dtype=pl.Int64),
+        asset_class=pl.lit("consumer"),
+        vintage_month=pl.lit(date(2024, 1, 1)),
+    )
+
+
+def hand_tape() -> pl.DataFrame:
+    return pl.DataFrame(
+        {"loan_id": ["A", "B", "C"], "maturity_date": [date(2024, 4, 1), *[date(2026, 1, 1)] * 2]}
+    )
+
+
+# A: origin->0 (Feb), 0->1 (Mar), 1->6 (Apr, final). B: only 2->3 (Jul). C: origin->0 (Feb), 0->0 (May).
+HAND_MOVES = {(2, 0, 0): 2, (3, 0, 1): 1, (4, 1, 6): 1, (7, 2, 3): 1, (5, 0, 0): 1}
+
+
+def test_hand_counts():
+    found = count_transitions(hand_panel())
+    expected = np.zeros((6, 7, 7))
+    for (month, came, to), n in HAND_MOVES.items():
+        expected[month - 2, came, to] = n
+    assert found.start_month == 2024 * 12 + 1
+    np.testing.assert_array_equal(found.counts, expected)
+
+
+def test_hand_table():
+    table = transition_table(hand_panel(), hand_tape())
+    validate("transitions", table)
+    found = {
+        (row["reporting_month"].month, row["from_state"], row["to_state"]): row["n_moves"]
+        for row in table.iter_rows(named=True)
+    }
+    assert found == HAND_MOVES
+    assert table.filter("is_final").select("from_state", "to_state").rows() == [(1, 6)]
+
+
+def dense(table: pl.DataFrame, start: int, n_months: int) -> np.ndarray:
+    month = (
+        table["reporting_month"].dt.year() * 12 + table["reporting_month"].dt.month().cast(pl.Int32) - 1
+    ).to_numpy()
+    counts = np.zeros((n_months, 7, 7), dtype=np.int64)
+    place = (month - start, table["from_state"].to_numpy(), table["to_state"].to_numpy())
+    np.add.at(counts, place, table["n_moves"].to_numpy())
+    return counts
+
+
+@pytest.mark.parametrize("mess", ["tidy", "shuffled", "holes and doubles"])
+def test_duckdb_and_the_compiled_pass_agree(book: LoanBook, mess: str):
+    panel = book.panel
+    rng = stream(5, mess)
+    if mess != "tidy":
+        panel = panel[rng.permutation(panel.height)]
+    if mess == "holes and doubles":
+        doubled = panel.head(3000).with_columns(loan_state=pl.Series(rng.integers(0, 2, 3000)))
+        panel = pl.concat([panel.filter(pl.Series(rng.random(panel.height) > 0.05)), doubled])
+    table = transition_table(panel, book.loans)
+    found = count_transitions(panel)
+    np.testing.assert_array_equal(dense(table, found.start_month, found.counts.shape[0]), found.counts)
+    for by, group in (("scenario", ["scenario"]), ("cohort", ["asset_class", "vintage_month"])):
+        grouped = count_transitions(panel, by)
+        np.testing.assert_array_equal(grouped.counts.sum(axis=0), found.counts)
+        sums = table.group_by(group).agg(pl.col("n_moves").sum()).sort(group)["n_moves"]
+        np.testing.assert_array_equal(grouped.counts.sum(axis=(1, 2, 3)), sums.to_numpy())
+        assert grouped.groups.columns == group
+
+
+def test_pandas_is_welcome(book: LoanBook):
+    panel = book.panel.head(2000)
+    np.testing.assert_array_equal(extract_transitions(panel.to_pandas()), extract_transitions(panel))
+    pandas_table = transition_table(panel.to_pandas(), book.loans.to_pandas())
+    assert pandas_table.equals(transition_table(panel, book.loans))
+
+
+def test_every_row_of_a_generated_panel_is_a_move(book: LoanBook):
+    assert extract_transitions(book.panel).sum() == book.panel.height
+
+
+def test_refusals(book: LoanBook):
+    with pytest.raises(ConfigError, match="grouping"):
+        count_transitions(book.panel, "industry")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="not on the tape"):
+        transition_table(book.panel, book.loans.head(5))
+    with pytest.raises(DataError, match="columns are missing"):
+        extract_transitions(book.panel.drop("loan_state"))
