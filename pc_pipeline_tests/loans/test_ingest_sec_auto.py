@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from pc_pipeline.core.errors import IngestError
+from pc_pipeline.loans.identities import balance_breaches, cash_breaches, loss_breaches, terminal_breaches
 from pc_pipeline.loans.ingest import IngestResult, read_tape, recognise
 from pc_pipeline.schemas.tables import failures
 from pc_pipeline_tests.shared_data import shared_path
@@ -52,6 +53,9 @@ def cash_gap(panel: pl.DataFrame) -> float:
 
 
 def assert_contract(result: IngestResult) -> None:
+    """Every table keeps its contract, and every row of the panel its identities."""
+    for identity in (balance_breaches, cash_breaches, loss_breaches, terminal_breaches):
+        assert identity(result.panel).is_empty(), identity(result.panel)
     for table, frame in (
         ("loan_tape", result.loans),
         ("loan_panel", result.panel),
@@ -123,7 +127,8 @@ def test_a_loan_that_misses_cures_and_defaults(tmp_path: Path) -> None:
     assert panel["days_past_due"].to_list() == [0, 0, 30, 60, 0, 30, 60]
     assert panel["outstanding_balance"].to_list() == [1000.0, 900.0, 900.0, 900.0, 700.0, 700.0, 0.0]
     assert panel["principal_paid"].to_list() == [200.0, 100.0, 0.0, 0.0, 200.0, 0.0, 0.0]
-    assert panel["actual_payment"].to_list() == [100.0, 100.0, 49.0, 0.0, 200.0, 0.0, 30.0]
+    assert panel["scheduled_payment"].to_list() == [0.0] + [100.0] * 6  # nothing is due on the opening row
+    assert panel["actual_payment"].to_list() == [200.0, 100.0, 49.0, 0.0, 200.0, 0.0, 30.0]
     assert panel["charge_off_amount"].to_list()[-1] == 700.0
     assert panel["recovery_amount"].to_list()[-1] == 420.0
     assert panel["loss_amount"].to_list()[-1] == 280.0

@@ -334,11 +334,7 @@ def _cash_from_ledger(
         pl.col("outstanding_balance").alias("filed_balance"),
         given("actual_payment").alias("paid"),
         given("scheduled_payment").alias("scheduled"),
-        pl.lit(None, pl.Float64).alias("opening_balance"),
-        pl.lit(None, pl.Float64).alias("rate"),
-        pl.lit(None, pl.Float64).alias("principal"),
         "loan_state",
-        pl.lit(None, pl.Int64).alias("days_past_due"),
         given("recovery_amount").alias("recovery"),
     )
     built = ledger.build_panel(observed, loans)

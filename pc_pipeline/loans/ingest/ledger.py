@@ -9,8 +9,12 @@ Conventions, the same for every adapter:
 * `original_balance` is the true original. A loan first seen with age has an *opening row*, its first
   observed month, whose principal_paid is the whole fall of the balance since origination; every later row
   carries its month's cash. So original_balance - cumulative (principal_paid + charge_off_amount) =
-  outstanding_balance holds from the first row on, and no move from origination is made up. actual_payment
-  and interest_paid of the opening row are that month's own, as filed.
+  outstanding_balance holds from the first row on, and no move from origination is made up. Nothing is due
+  on an opening row (scheduled_payment 0), so its cash, which is history, enters no payment ratio.
+* actual_payment = interest_paid + principal_paid on every row. interest_paid is what came in the month
+  beyond the fall of the balance; where less came than the balance fell, the fall counts as paid.
+* Where no payment is filed, interest follows the paid-through rule: instalments paid = 1 + months past due
+  before - months past due now, each with the interest due on the balance.
 * A balance that rises (capitalised interest, a payment reversed) is carried at its lowest level so far:
   principal_paid cannot be negative. This looks only backwards, so a new month never changes an old one.
 * A default charges off what is left after that month's principal; the ultimate recovery is the sum of the
@@ -27,17 +31,18 @@ import polars as pl
 
 from pc_pipeline.core.periods import month_index_expr
 from pc_pipeline.schemas.states import LoanState
-from pc_pipeline.schemas.tables import columns
+from pc_pipeline.schemas.tables import CENT, columns
 from pc_pipeline.schemas.units import OBSERVED
 
 OBSERVED_COLUMNS: Final[dict[str, Any]] = {
     "loan_id": pl.String,
     "reporting_month": pl.Date,
     "filed_balance": pl.Float64,  # at month end
-    "paid": pl.Float64,  # cash received in the month, null: interest due plus the fall of the balance
+    "paid": pl.Float64,  # cash received in the month, null: the paid-through rule
     "scheduled": pl.Float64,  # instalment due, null: the level payment
     "opening_balance": pl.Float64,  # before the month; read on a loan's first row, null: original balance
     "rate": pl.Float64,  # coupon of the month, null: the coupon at origination
+    "interest_due": pl.Float64,  # interest of one instalment, null: balance times rate / 12
     "principal": pl.Float64,  # principal received in the month; read on the default row, null: none
     "loan_state": pl.Int64,
     "days_past_due": pl.Int64,
@@ -99,12 +104,22 @@ def build_panel(
     first = pl.col("loan_id") != pl.col("loan_id").shift(1).fill_null("")
     is_default = pl.col("loan_state") == LoanState.default
     ended_paid = pl.col("loan_state") > LoanState.default
-    facts = observed.join(
-        loans.select(_LOAN_FACTS), on="loan_id", how="inner", maintain_order="left"
-    ).with_columns(
-        pl.col("rate").fill_null(pl.col("interest_rate")),
-        (month_index_expr("reporting_month") - month_index_expr("vintage_month")).cast(pl.Int64).alias("age"),
-        pl.col("original_balance").round(2),
+    absent = [
+        pl.lit(None, kind).alias(name)
+        for name, kind in OBSERVED_COLUMNS.items()
+        if name not in observed.columns
+    ]
+    facts = (
+        observed.with_columns(absent)
+        .join(loans.select(_LOAN_FACTS), on="loan_id", how="inner", maintain_order="left")
+        .with_columns(
+            pl.col("rate").fill_null(pl.col("interest_rate")),
+            (month_index_expr("reporting_month") - month_index_expr("vintage_month"))
+            .cast(pl.Int64)
+            .alias("age"),
+            pl.col("original_balance").round(2),
+            pl.col("days_past_due").fill_null(days_from_state(pl.col("loan_state"))),
+        )
     )
     filed = (
         pl.when(is_default | ended_paid).then(0.0).otherwise(pl.col("filed_balance").clip(0.0, None).round(2))
@@ -128,29 +143,18 @@ def build_panel(
     )
     fall = (pl.col("before") - pl.col("balance")).round(2)
     month_fall = (pl.col("held") - pl.col("balance")).clip(0.0, None)
+    history = (pl.col("before") - pl.col("held")).clip(0.0, None)
     at_default = pl.min_horizontal(pl.col("principal").fill_null(0.0).clip(0.0, None), "held")
-    accrued = pl.col("held") * pl.col("rate") / 12
-    received = (
-        pl.col("paid")
-        .fill_null(pl.when(is_default).then(0.0).otherwise(accrued + month_fall))
-        .clip(0.0, None)
-    )
+    due = pl.col("scheduled").fill_null(_contract_payment()).clip(0.0, None)
+    was_ahead = _ahead(pl.col("held"), pl.col("age") - 1)
     cash = running.with_columns(
-        received.round(2).alias("actual_payment"),
-        pl.when(is_default)
-        .then(pl.min_horizontal((pl.col("before") - pl.col("held")).clip(0.0, None) + at_default, fall))
-        .otherwise(fall)
-        .round(2)
-        .alias("principal_paid"),
+        pl.when(is_default).then(history + at_default).otherwise(fall).round(2).alias("principal_paid"),
         pl.when(is_default).then(at_default).otherwise(month_fall).round(2).alias("month_principal"),
-        pl.col("scheduled")
-        .fill_null(_contract_payment())
-        .clip(0.0, None)
-        .round(2)
-        .alias("scheduled_payment"),
+        _interest_paid_through(is_default).alias("accrued"),
+        pl.when(history > CENT).then(0.0).otherwise(due).round(2).alias("scheduled_payment"),
         _ahead(pl.col("balance"), pl.col("age")).alias("ahead"),
     ).with_columns(
-        (pl.col("actual_payment") - pl.col("month_principal"))
+        pl.coalesce(pl.col("paid") - pl.col("month_principal"), "accrued")
         .clip(0.0, None)
         .round(2)
         .alias("interest_paid"),
@@ -159,10 +163,7 @@ def build_panel(
         .otherwise(0.0)
         .round(2)
         .alias("charge_off_amount"),
-        pl.when("first")
-        .then(_ahead(pl.col("held"), pl.col("age") - 1))
-        .otherwise(pl.col("ahead").shift(1))
-        .alias("was"),
+        pl.when("first").then(was_ahead).otherwise(pl.col("ahead").shift(1)).alias("was"),
     )
     recovery = (
         pl.when(is_default).then(pl.col("recovery").fill_null(0.0).clip(0.0, None)).otherwise(0.0).round(2)
@@ -171,10 +172,10 @@ def build_panel(
         pl.min_horizontal("month_principal", (pl.col("ahead") - pl.col("was")).clip(0.0, None))
         .round(2)
         .alias("prepayment_amount"),
+        (pl.col("interest_paid") + pl.col("principal_paid")).round(2).alias("actual_payment"),
         pl.col("balance").round(2).alias("outstanding_balance"),
         recovery.alias("recovery_amount"),
         (pl.col("charge_off_amount") - recovery).round(2).alias("loss_amount"),
-        pl.col("days_past_due").fill_null(days_from_state(pl.col("loan_state"))),
         months_in_state(pl.col("loan_state")).alias("months_in_state"),
     )
     return finish_panel(panel, macro)
@@ -204,6 +205,15 @@ def _contract_payment() -> pl.Expr:
     level = level_payment(pl.col("original_balance"), pl.col("interest_rate"), pl.col("term_months"))
     interest_only = pl.col("held") * pl.col("rate") / 12
     return pl.when(pl.col("amortization_type") == "annuity").then(level).otherwise(interest_only)
+
+
+def _interest_paid_through(is_default: pl.Expr) -> pl.Expr:
+    """Interest of the instalments paid this month: 1 + months past due before - months past due now."""
+    due = pl.col("interest_due").fill_null(pl.col("held") * pl.col("rate") / 12)
+    late = pl.col("days_past_due") // 30
+    was_late = pl.when("first").then(late).otherwise(late.shift(1))
+    paid = (1 + was_late - late).clip(0, None)
+    return pl.when(is_default).then(0.0).otherwise(due * paid)
 
 
 def _ahead(balance: pl.Expr, age: pl.Expr) -> pl.Expr:

@@ -73,8 +73,8 @@ class SecAuto:
     name = "sec_auto"
     rule = (
         "recency: a month is missed when less than half of the level payment came; state = consecutive "
-        "missed months, at most 3; default = balance written to zero without a payment of at least half of it; "
-        "prepaid = balance to zero with payment before the final contractual month, matured in or after it"
+        "missed months, at most 3; default = balance written to zero without a payment of at least half of "
+        "it; prepaid = balance to zero with payment before the final contractual month, matured from then on"
     )
     expects = f"a tape with {', '.join(TAPE_COLUMNS)} and a panel with {', '.join(PANEL_COLUMNS)}"
 
@@ -366,8 +366,6 @@ def _recency_states(rows: pl.DataFrame, loans: pl.DataFrame) -> pl.DataFrame:
         .then(0)
         .otherwise(30 * pl.col("n_missed"))
         .alias("days_past_due"),
-        pl.lit(None, pl.Float64).alias("scheduled"),
-        pl.lit(None, pl.Float64).alias("rate"),
     )
 
 
@@ -378,6 +376,16 @@ def _count_oddities(rows: pl.DataFrame, log: QualityLog, file: str) -> None:
     gap = (month.dt.offset_by("-1mo") != month.shift(1)) & (pl.col("loan_id") == pl.col("loan_id").shift(1))
     only_opening = rows.group_by("loan_id").len().filter(pl.col("len") == 1).height
     log.count("rising_balances", rises.height)
+    paid_short = (
+        pl.col("ends")
+        & (pl.col("loan_state") > LoanState.default)
+        & (pl.col("paid") < pl.col("before") - 0.005)
+    )
+    short = rows.filter(paid_short)
+    log.count("payoffs_below_the_balance", short.height)
+    log.repair(
+        file, "total_paid", short.height, "paid off with less than the balance: the balance counts as paid"
+    )
     log.count("negative_balances", negative.height)
     log.count("negative_payments", rows.filter(pl.col("paid") < 0).height)
     log.count("negative_principal", rows.filter(pl.col("principal") < 0).height)
