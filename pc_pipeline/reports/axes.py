@@ -57,8 +57,8 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         longest = max(len(label) for label in labels)
-        columns = min(len(handles), max(1, 84 // (longest + 8)))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2)
+        columns = min(len(handles), max(1, 84 // (longest + 9)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=2.4)
 
 
 def money_label(currency: str, word: str) -> str:

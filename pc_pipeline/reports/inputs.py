@@ -52,7 +52,7 @@ def as_polars(frames: Frames) -> dict[str, pl.DataFrame]:
             raise SchemaError(
                 f"frame {name!r} lacks columns", expected=absent, got=polars_frame.columns, where="report"
             )
-        found[name] = polars_frame
+        found[name] = _as_contract(name, polars_frame)
     return found
 
 
@@ -68,6 +68,26 @@ def _to_polars(name: str, frame: Any) -> pl.DataFrame:
         ) from None
     eager = wrapped.collect() if isinstance(wrapped, nw.LazyFrame) else wrapped
     return eager.to_polars()
+
+
+def _as_contract(name: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """Figures as Float64 and names as String where the contract says so: an all-null column, pandas
+    integers and categories come in other types.
+    """
+    wanted = {LOSS_DISTRIBUTION: {"scenario": pl.String, "loss": pl.Float64, "weight": pl.Float64}}.get(name)
+    if name in TABLES:
+        wanted = {column: field.dtype.type for column, field in TABLES[name].to_schema().columns.items()}
+    casts = [
+        pl.col(column).cast(dtype)
+        for column, dtype in (wanted or {}).items()
+        if column in frame.columns and dtype in (pl.Float64, pl.String) and frame.schema[column] != dtype
+    ]
+    try:
+        return frame.with_columns(casts) if casts else frame
+    except pl.exceptions.PolarsError as error:
+        raise SchemaError(
+            f"frame {name!r} holds text where figures belong", expected="numbers", got=error, where="report"
+        ) from None
 
 
 def scenarios_in(frames: Mapping[str, pl.DataFrame]) -> list[str]:

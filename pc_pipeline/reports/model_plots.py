@@ -113,7 +113,8 @@ def calibration(
         )
     figure = blank(WIDE[0], 3.6)
     axes = figure.subplots()
-    top = float(max(predicted_G.max(initial=0.0), observed_G.max(initial=0.0))) * 1.08 or 1.0
+    ends_G = observed_G if errors is None else observed_G + np.asarray(errors, dtype=float)
+    top = float(max(predicted_G.max(initial=0.0), ends_G.max(initial=0.0))) * 1.08 or 1.0
     axes.plot([0, top], [0, top], color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
     if errors is not None:
         axes.errorbar(predicted_G, observed_G, yerr=errors, fmt="none", color=PALETTE["blue"], linewidth=1.0)

@@ -159,7 +159,7 @@ def loss_exceedance(frame: pl.DataFrame, *, title: str | None = None) -> Figure:
         smallest = min(smallest, 1.0 / losses_P.size)
         axes.plot(level, beyond, **line_look(index), label=short_name(formats.humanize(scenario)))
     axes.set_yscale("log")
-    axes.set_ylim(max(smallest, 1e-5), 1.0)
+    axes.set_ylim(min(max(smallest, 1e-5), 0.1), 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g}"))
     axes.minorticks_off()
     percent_axis(axes, "x")
@@ -216,7 +216,7 @@ def measures_by_scenario(
             label=formats.measure_title(measure),
         )
     axes.set_yticks(range(len(scenarios)), [short_name(formats.humanize(name)) for name in scenarios])
-    axes.set_ylim(len(scenarios) - 0.5, -0.5)
+    axes.set_ylim(max(len(scenarios), 1) - 0.5, -0.5)
     axes.set_xlim(left=0.0)
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
@@ -378,7 +378,7 @@ def macro_fan(macro_fan_report: pl.DataFrame, scenario: str) -> Figure:
 def fan_limits(macro_fan_report: pl.DataFrame, series: str) -> tuple[float, float] | None:
     """Ends of a vertical axis that holds the 5-95 % bands of all scenarios; None without figures."""
     rows = macro_fan_report.filter(pl.col("series") == series)
-    low, high = rows["p05"].min(), rows["p95"].max()
+    low, high = rows["p05"].fill_nan(None).min(), rows["p95"].fill_nan(None).max()
     if not isinstance(low, float) or not isinstance(high, float):
         return None
     margin = 0.06 * (high - low) or 0.01 * max(abs(high), 1e-3)

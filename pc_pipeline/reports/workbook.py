@@ -28,7 +28,7 @@ from openpyxl.worksheet.properties import PageSetupProperties
 
 from pc_pipeline.reports import formats
 from pc_pipeline.reports.files import replace_file
-from pc_pipeline.reports.inputs import Frames, Notes, as_polars, note_pairs, scenarios_in
+from pc_pipeline.reports.inputs import Frames, Notes, as_polars, grouped_notes, scenarios_in
 from pc_pipeline.reports.tables import HEADLINE_MEASURES
 
 STAMP: Final = dt.datetime(2000, 1, 1)
@@ -58,14 +58,20 @@ UNIT_WORDS: Final[dict[formats.Unit, str]] = {
     "text": "text",
     "date": "date",
 }
-_INK, _HEAD_FILL, _RULE = "1F2A37", "E8EEF4", "B8C2CC"
-_HEAD_FONT = Font(bold=True, color=_INK)
-_TITLE_FONT = Font(bold=True, size=16, color=_INK)
-_SECTION_FONT = Font(bold=True, size=12, color="0072B2")
-_LINK_FONT = Font(color="0072B2", underline="single")
-_QUIET_FONT = Font(color="5B6675", italic=True)
+NOTE_TITLES: Final = {
+    "run": "About this report",
+    "convention": "Conventions used",
+    "model": "Models",
+    "next": "Next steps",
+}
+_INK, _HEAD_FILL, _RULE, _FACE = "1F2A37", "E8EEF4", "B8C2CC", "Calibri"
+_HEAD_FONT = Font(name=_FACE, bold=True, color=_INK)
+_TITLE_FONT = Font(name=_FACE, bold=True, size=16, color=_INK)
+_SECTION_FONT = Font(name=_FACE, bold=True, size=12, color="0072B2")
+_LINK_FONT = Font(name=_FACE, color="0072B2", underline="single")
+_QUIET_FONT = Font(name=_FACE, color="5B6675", italic=True)
 _HEAD_BORDER = Border(bottom=Side(style="thin", color=_RULE))
-_WRAPPED = Alignment(wrap_text=True, vertical="top")
+_RIGHT = Alignment(horizontal="right")
 
 
 def write_workbook(
@@ -95,7 +101,7 @@ def write_workbook(
     known = as_polars(frames)
     names = sheet_names(known)
     book = Workbook(write_only=True)
-    _summary_sheet(book, title, known, names, note_pairs(notes), max_rows)
+    _summary_sheet(book, title, known, names, grouped_notes(notes), max_rows)
     for table, frame in known.items():
         _frame_sheet(book, names[table], table, frame.head(max_rows))
     _columns_sheet(book, known, names)
@@ -162,23 +168,27 @@ def sheet_names(frames: Iterable[str]) -> dict[str, str]:
 
 
 def _cell(
-    sheet: Any, value: Any, *, font: Font | None = None, number_format: str | None = None, wrap: bool = False
+    sheet: Any,
+    value: Any,
+    *,
+    font: Font | None = None,
+    number_format: str | None = None,
+    is_right: bool = False,
 ) -> WriteOnlyCell:
     cell = WriteOnlyCell(sheet, value=value)
     if font is not None:
         cell.font = font
     if number_format is not None:
         cell.number_format = number_format
-    if wrap:
-        cell.alignment = _WRAPPED
+    if is_right:
+        cell.alignment = _RIGHT
     return cell
 
 
-def _head(sheet: Any, text: str, note: str = "") -> WriteOnlyCell:
-    cell = _cell(sheet, safe_text(text), font=_HEAD_FONT)
+def _head(sheet: Any, text: str, note: str = "", *, is_right: bool = False) -> WriteOnlyCell:
+    cell = _cell(sheet, safe_text(text), font=_HEAD_FONT, is_right=is_right)
     cell.fill = PatternFill("solid", fgColor=_HEAD_FILL)
     cell.border = _HEAD_BORDER
-    cell.alignment = Alignment(vertical="center")
     if note:
         cell.comment = Comment(note, "pc-pipeline", height=70, width=260)
     return cell
@@ -205,7 +215,7 @@ def _frame_sheet(book: Workbook, name: str, table: str, frame: pl.DataFrame) -> 
         sheet.column_dimensions[get_column_letter(place)].width = _width(column, frame[column], unit)
     sheet.append(
         [
-            _head(sheet, column, _comment(table, column, unit))
+            _head(sheet, column, _comment(table, column, unit), is_right=unit not in ("text", "date"))
             for column, unit in zip(frame.columns, units, strict=True)
         ]
     )
@@ -252,7 +262,7 @@ def _summary_sheet(
     title: str,
     frames: Mapping[str, pl.DataFrame],
     names: Mapping[str, str],
-    notes: Sequence[tuple[str, str]],
+    notes: Mapping[str, list[tuple[str, str]]],
     max_rows: int,
 ) -> None:
     sheet = book.create_sheet("Summary")
@@ -263,11 +273,14 @@ def _summary_sheet(
         sheet.column_dimensions[letter].width = 26
     rows: list[list[Any]] = [[_cell(sheet, safe_text(title), font=_TITLE_FONT)]]
     rows += _headline_rows(sheet, frames)
-    if notes:
-        rows += _section(sheet, "About this report")
-        rows += [[_cell(sheet, safe_text(label), font=_HEAD_FONT), safe_text(text)] for label, text in notes]
+    for group, pairs in notes.items():
+        if pairs:
+            rows += _section(sheet, NOTE_TITLES[group])
+            rows += [
+                [_cell(sheet, safe_text(label), font=_HEAD_FONT), safe_text(text)] for label, text in pairs
+            ]
     rows += _section(sheet, "Sheets")
-    rows.append([_head(sheet, text) for text in ("sheet", "rows", "note")])
+    rows.append([_head(sheet, "sheet"), _head(sheet, "rows", is_right=True), _head(sheet, "note")])
     for table, frame in frames.items():
         cut = f"the first {max_rows:,} of {frame.height:,} rows" if frame.height > max_rows else None
         n_rows = _cell(sheet, min(frame.height, max_rows), number_format="#,##0")
@@ -295,7 +308,12 @@ def _headline_rows(sheet: Any, frames: Mapping[str, pl.DataFrame]) -> list[list[
     scenarios = scenarios_in({"pool_report": pool})
     found = {(row["scenario"], row["measure"]): row for row in pool.iter_rows(named=True)}
     rows = _section(sheet, "Pool loss, share of original balance")
-    rows.append([_head(sheet, "measure"), *(_head(sheet, formats.humanize(name)) for name in scenarios)])
+    rows.append(
+        [
+            _head(sheet, "measure"),
+            *(_head(sheet, formats.humanize(name), is_right=True) for name in scenarios),
+        ]
+    )
     for measure in HEADLINE_MEASURES:
         cells = [found.get((name, measure)) for name in scenarios]
         if not any(cells):
@@ -304,8 +322,8 @@ def _headline_rows(sheet: Any, frames: Mapping[str, pl.DataFrame]) -> list[list[
         shown = [_cell(sheet, value, number_format="0.00%") for value in values]
         rows.append([formats.measure_title(measure), *shown])
         ends = [formats.percent_interval(row["lower"], row["upper"]) if row else "" for row in cells]
-        texts = [_cell(sheet, text, font=_QUIET_FONT) for text in ("  95% interval", *ends)]
-        rows.append(list(texts))
+        shown = [_cell(sheet, text, font=_QUIET_FONT, is_right=True) for text in ends]
+        rows.append([_cell(sheet, "  95% interval", font=_QUIET_FONT), *shown])
     return rows
 
 
