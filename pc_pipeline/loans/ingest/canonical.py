@@ -24,6 +24,7 @@ from pc_pipeline.loans.ingest.adapter import (
     table_types,
 )
 from pc_pipeline.loans.ingest.files import Part, where
+from pc_pipeline.loans.ingest.history import in_order, nothing_after_end
 from pc_pipeline.loans.ingest.result import QualityLog
 from pc_pipeline.loans.ingest.screen import contract_rules, known_by, panel_rules, screen, tape_rules
 from pc_pipeline.schemas.states import LoanState
@@ -192,56 +193,6 @@ def read_panel(part: Part, loans: pl.DataFrame, log: QualityLog, options: Option
     good = nothing_after_end(good, log, file)
     _count_identity(good, log, file)
     return good.select(columns("loan_panel"))
-
-
-def in_order(frame: pl.DataFrame, log: QualityLog, file: str) -> pl.DataFrame:
-    """Rows by loan and month, each loan-month once: the first delivered stays, later ones are refused."""
-    month, loan = pl.col("reporting_month"), pl.col("loan_id")
-    same = loan == loan.shift(1)
-    later = (loan > loan.shift(1)) | (same & (month > month.shift(1)))
-    if frame.select(later.fill_null(True).all()).item():
-        return frame
-    if (
-        not frame.select((same & (month <= month.shift(1))).any()).item()
-        and frame["loan_id"].n_unique() == frame.select((~same).fill_null(True).sum()).item()
-    ):
-        return frame.sort("loan_id", "reporting_month", maintain_order=True)  # whole loans, in another order
-    log.count("rows_out_of_order", frame.select((~later).sum()).item() or 0)
-    ordered = frame.sort("loan_id", "reporting_month", maintain_order=True)
-    double = (same & (month == month.shift(1))).fill_null(False)
-    marked = ordered.with_columns(double.alias("_double"))
-    doubles = marked.filter("_double").drop("_double")
-    log.count("duplicate_loan_months", doubles.height)
-    log.refuse(
-        doubles,
-        file=file,
-        table="loan_panel",
-        column="reporting_month",
-        reason="duplicate loan-month",
-        month=month,
-    )
-    return marked.filter(~pl.col("_double")).drop("_double")
-
-
-def nothing_after_end(panel: pl.DataFrame, log: QualityLog, file: str) -> pl.DataFrame:
-    """Refuse rows of a loan after its default, prepayment or maturity (rows sorted by loan and month)."""
-    ended = pl.col("loan_state") > LoanState.dpd90
-    follows = (pl.col("loan_id") == pl.col("loan_id").shift(1)) & ended.shift(1)
-    if not panel.select(follows.any()).item():
-        return panel
-    after = ended.shift(1).over("loan_id").fill_null(False).cum_max().over("loan_id")
-    marked = panel.with_columns(after.alias("_after"))
-    late = marked.filter("_after").drop("_after")
-    log.count("rows_after_end", late.height)
-    log.refuse(
-        late,
-        file=file,
-        table="loan_panel",
-        column="loan_state",
-        reason="reported after the loan ended",
-        month=pl.col("reporting_month"),
-    )
-    return marked.filter(~pl.col("_after")).drop("_after")
 
 
 def _known_loans(frame: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, file: str) -> pl.DataFrame:

@@ -242,7 +242,7 @@ def _read_delimited(
             separator=part.delimiter,
             has_header=not headerless,
             schema=schema,
-            columns=wanted,
+            columns=[list(schema).index(name) for name in wanted] if headerless else wanted,
             null_values=list(NULL_WORDS),
             quote_char=None if headerless else '"',
         )

@@ -43,6 +43,7 @@ OBSERVED_COLUMNS: Final[dict[str, Any]] = {
     "opening_balance": pl.Float64,  # before the month; read on a loan's first row, null: original balance
     "rate": pl.Float64,  # coupon of the month, null: the coupon at origination
     "interest_due": pl.Float64,  # interest of one instalment, null: balance times rate / 12
+    "prepaid": pl.Float64,  # principal ahead of schedule as filed, null: by the contractual schedule
     "principal": pl.Float64,  # principal received in the month; read on the default row, null: none
     "loan_state": pl.Int64,
     "days_past_due": pl.Int64,
@@ -169,7 +170,9 @@ def build_panel(
         pl.when(is_default).then(pl.col("recovery").fill_null(0.0).clip(0.0, None)).otherwise(0.0).round(2)
     )
     panel = cash.with_columns(
-        pl.min_horizontal("month_principal", (pl.col("ahead") - pl.col("was")).clip(0.0, None))
+        pl.min_horizontal(
+            "month_principal", pl.coalesce("prepaid", pl.col("ahead") - pl.col("was")).clip(0.0, None)
+        )
         .round(2)
         .alias("prepayment_amount"),
         (pl.col("interest_paid") + pl.col("principal_paid")).round(2).alias("actual_payment"),

@@ -18,11 +18,18 @@ from pc_pipeline.core.periods import parse_month
 from pc_pipeline.loans.frames import to_polars
 from pc_pipeline.loans.ingest.adapter import Adapter, Options
 from pc_pipeline.loans.ingest.canonical import Canonical
+from pc_pipeline.loans.ingest.fannie_mae import FannieMae
 from pc_pipeline.loans.ingest.files import Part, source_sha256, survey, where
+from pc_pipeline.loans.ingest.quarterly_mortgage import QuarterlyMortgage
 from pc_pipeline.loans.ingest.result import IngestResult, QualityLog
 from pc_pipeline.loans.ingest.sec_auto import SecAuto
+from pc_pipeline.loans.ingest.sec_cmbs import SecCmbs
+from pc_pipeline.loans.ingest.uci_cards import UciCards
 
-ADAPTERS: Final[dict[str, Adapter]] = {adapter.name: adapter for adapter in (SecAuto(), Canonical())}
+ADAPTERS: Final[dict[str, Adapter]] = {
+    adapter.name: adapter
+    for adapter in (SecAuto(), SecCmbs(), FannieMae(), QuarterlyMortgage(), UciCards(), Canonical())
+}
 
 
 def recognise(path: str | Path) -> str:

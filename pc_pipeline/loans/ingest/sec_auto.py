@@ -22,10 +22,11 @@ import polars as pl
 from pc_pipeline.core.errors import IngestError
 from pc_pipeline.loans.ingest import ledger
 from pc_pipeline.loans.ingest.adapter import Options, Tables, cast_columns, find_part, recoveries_table
-from pc_pipeline.loans.ingest.canonical import in_order, screen_loans
+from pc_pipeline.loans.ingest.canonical import screen_loans
 from pc_pipeline.loans.ingest.files import Part, read_part, where
+from pc_pipeline.loans.ingest.history import in_order, known_months
 from pc_pipeline.loans.ingest.result import QualityLog
-from pc_pipeline.loans.ingest.screen import contract_rules, known_by, panel_rules, screen
+from pc_pipeline.loans.ingest.screen import contract_rules, panel_rules, screen
 from pc_pipeline.schemas.states import LoanState
 from pc_pipeline.schemas.tables import columns
 
@@ -195,10 +196,7 @@ def recency_panel(
         opening: loan_id, reporting_month, filed_balance, paid, opening_balance: one row a loan.
         history: _row, loan_id, reporting_month, filed_balance, principal, paid, proceeds.
     """
-    rows = _orphans_out(history, loans, log, file)
-    if options.as_of is not None:
-        month = pl.col("reporting_month")
-        rows = screen(rows, [known_by(options.as_of)], log, file=file, table="loan_panel", month=month)
+    rows = known_months(history, loans, log, file, options)
     rows = in_order(rows, log, file)
     rows = pl.concat([opening.with_columns(pl.lit(0, pl.Int64).alias("_row")), rows], how="diagonal")
     rows = _drop_opening_doubles(rows.sort("loan_id", "reporting_month", "_row"))
@@ -241,20 +239,6 @@ def _opening_rows(filed: pl.DataFrame, loans: pl.DataFrame) -> pl.DataFrame:
     return rows.join(loans.select("loan_id"), on="loan_id", how="semi", maintain_order="left").unique(
         "loan_id", keep="first", maintain_order=True
     )
-
-
-def _orphans_out(history: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, file: str) -> pl.DataFrame:
-    stray = history.join(loans.select("loan_id"), on="loan_id", how="anti", maintain_order="left")
-    log.refuse(
-        stray,
-        file=file,
-        table="loan_panel",
-        column="loan_id",
-        reason="its loan is not on the tape, or was refused there",
-        month=pl.col("reporting_month"),
-    )
-    log.count("rows_of_unknown_loans", stray.height)
-    return history.join(loans.select("loan_id"), on="loan_id", how="semi", maintain_order="left")
 
 
 def _drop_opening_doubles(rows: pl.DataFrame) -> pl.DataFrame:
