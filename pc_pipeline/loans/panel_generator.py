@@ -244,13 +244,18 @@ def _ltv_current(
     column: np.ndarray,
     balance: np.ndarray,
 ) -> np.ndarray:
-    """(N,) balance over collateral; property collateral moves with the index since origination."""
+    """(N,) balance over collateral, to 4 digits; property moves with its index since origination."""
     property_index = paths.values[..., _PROPERTY]
     path = lives.path_row[loan_row]
     growth = property_index[path, column] / property_index[path, lives.first[loan_row] - 1]
     is_property = (loans["asset_class"] == "realestate").to_numpy()[loan_row]
     value = loans["collateral_value_origination"].to_numpy()[loan_row] * np.where(is_property, growth, 1.0)
-    return balance / value
+    return np.rint(1e4 * balance / value) / 1e4
+
+
+def _rate_incentive(rate: np.ndarray, paths: MacroPaths, path: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """(N,) rate accrued less the 10-year yield, to the hundredth of a basis point."""
+    return np.rint(1e6 * (rate - paths.values[path, column, _YIELD])) / 1e6
 
 
 def _month_dates(start_month: int, n_months: int) -> tuple[np.ndarray, np.ndarray]:
@@ -308,7 +313,7 @@ def _one_scenario(
             ),
             nan_to_null=True,
         ),
-        pl.Series("rate_incentive", rate - paths.values[lives.path_row[loan_row], column, _YIELD]),
+        pl.Series("rate_incentive", _rate_incentive(rate, paths, lives.path_row[loan_row], column)),
         pl.Series("month_end_weekday", weekdays[column]),
     )
     lag = _lag_months(lives, loan_row[defaulted], month, derive_seed(seed, "recovery_lag", scenario))

@@ -10,6 +10,7 @@ origination (performing) only if it is the month right after origination. Not he
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Final
 
 import numba
@@ -23,6 +24,8 @@ from pc_pipeline.schemas.states import N_STATES
 
 KEY: Final = ("scenario", "macro_path_id", "loan_id")
 UNKNOWN: Final = -1
+_NO_DATE: Final = date(1, 1, 1)  # an unknown vintage: no first row is the month after it
+_LONGEST_TABLE_DAYS: Final = 1_000_000
 _REQUIRED = (*KEY, "reporting_month", "vintage_month", "loan_state")
 
 
@@ -55,15 +58,17 @@ class PanelMoves:
 def _trace(
     is_first: np.ndarray,
     month: np.ndarray,
-    vintage: np.ndarray,
+    is_origination: np.ndarray,
     state: np.ndarray,
     came: np.ndarray,
     since: np.ndarray,
 ) -> None:
     missed = -1
+    loan = -1
     for row in range(month.size):
         if is_first[row]:
-            came[row] = 0 if month[row] == vintage[row] + 1 else -1
+            loan += 1
+            came[row] = 0 if is_origination[loan] else -1
             missed = -1
         elif month[row] == month[row - 1] + 1:
             came[row] = state[row - 1]
@@ -75,6 +80,18 @@ def _trace(
             missed = 0
         elif missed >= 0:
             missed += 1
+
+
+def month_numbers(dates: pl.Series) -> np.ndarray:
+    """(N,) month index (year * 12 + month - 1) of a date column without nulls, by a table over its days."""
+    days = dates.to_physical().to_numpy()
+    if days.size == 0:
+        return np.zeros(0, dtype=np.int32)
+    first, last = int(days.min()), int(days.max())
+    if last - first > _LONGEST_TABLE_DAYS:
+        return dates.to_frame().select(month_index_expr(dates.name)).to_series().to_numpy()
+    table = np.arange(first, last + 1).astype("datetime64[D]").astype("datetime64[M]").astype(np.int32)
+    return (table + 1970 * 12)[days - first]
 
 
 def _new_key(frame: pl.DataFrame) -> np.ndarray:
@@ -108,19 +125,20 @@ def panel_moves(panel: Any) -> PanelMoves:
     if frame["loan_state"].null_count() or frame["reporting_month"].null_count():
         raise DataError("a panel needs a state and a month in every row", where="panel")
     is_first = _new_key(frame)
-    month = frame.select(month_index_expr("reporting_month")).to_series().to_numpy()
+    month = month_numbers(frame["reporting_month"])
     if not _in_order(frame, is_first, month):
         frame = _without_duplicates(frame).sort([*KEY, "reporting_month"])
         is_first = _new_key(frame)
-        month = frame.select(month_index_expr("reporting_month")).to_series().to_numpy()
+        month = month_numbers(frame["reporting_month"])
     state = frame["loan_state"].cast(pl.Int8).to_numpy()
     if state.size and (state.min() < 0 or state.max() >= N_STATES):
         raise DataError(
             "state outside the alphabet", expected="0..6", got=(state.min(), state.max()), where="panel"
         )
-    vintage = frame.select(month_index_expr("vintage_month").fill_null(-1)).to_series().to_numpy()
+    heads = frame["vintage_month"].filter(pl.Series(is_first))
+    is_origination = month[is_first] == month_numbers(heads.fill_null(_NO_DATE)) + 1
     came, since = np.empty(state.size, np.int8), np.empty(state.size, np.int32)
-    _trace(is_first, month, vintage, state, came, since)
+    _trace(is_first, month, is_origination, state, came, since)
     return PanelMoves(
         frame=frame, month=month, state=state, is_first=is_first, from_state=came, months_since_miss=since
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import duckdb
+import numba
 import numpy as np
 import polars as pl
 
@@ -88,6 +89,25 @@ def transition_table(panel: Any, loans: Any) -> pl.DataFrame:
     )
 
 
+@numba.njit(cache=True)
+def _count(
+    counts: np.ndarray,
+    is_first: np.ndarray,
+    group_of_loan: np.ndarray,
+    month: np.ndarray,
+    start: int,
+    from_state: np.ndarray,
+    state: np.ndarray,
+) -> None:
+    loan, group = -1, 0
+    for row in range(month.size):
+        if is_first[row]:
+            loan += 1
+            group = group_of_loan[loan] if group_of_loan.size > 1 else 0
+        if 0 <= from_state[row] < 4:
+            counts[group, month[row] - start, from_state[row], state[row]] += 1
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransitionCounts:
     """Dense counts with their labels.
@@ -117,19 +137,15 @@ def count_transitions(panel: Any, by: By | None = None) -> TransitionCounts:
     if moves.month.size == 0:
         raise DataError("a panel without rows has no transitions", where="panel")
     start, n_months = int(moves.month.min()), int(np.ptp(moves.month)) + 1
-    used = moves.is_move
-    cell = (moves.month[used] - start).astype(np.int64) * N_STATES + moves.from_state[used]
-    cell = cell * N_STATES + moves.state[used]
-    shape: tuple[int, ...] = (n_months, N_STATES, N_STATES)
-    groups = None
+    groups, code = None, np.zeros(1, dtype=np.uint32)
     if by is not None:
-        labels = moves.frame.select(_GROUPS[by])
+        labels = moves.frame.select(_GROUPS[by]).filter(pl.Series(moves.is_first))  # a loan keeps its group
         groups = labels.unique().sort(_GROUPS[by])
-        code = labels.join(groups.with_row_index("group"), on=_GROUPS[by], how="left", maintain_order="left")
-        cell += code["group"].to_numpy().astype(np.int64)[used] * np.prod(shape)
-        shape = (groups.height, *shape)
-    counts = np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape)
-    return TransitionCounts(counts=counts, start_month=start, groups=groups)
+        numbered = groups.with_row_index("group")
+        code = labels.join(numbered, on=_GROUPS[by], how="left", maintain_order="left")["group"].to_numpy()
+    counts = np.zeros((1 if groups is None else groups.height, n_months, N_STATES, N_STATES), dtype=np.int64)
+    _count(counts, moves.is_first, code, moves.month, start, moves.from_state, moves.state)
+    return TransitionCounts(counts=counts[0] if groups is None else counts, start_month=start, groups=groups)
 
 
 def extract_transitions(panel: Any, by: By | None = None) -> np.ndarray:
