@@ -93,7 +93,7 @@ class SecCmbs:
     name = "sec_cmbs"
     rule = (
         "filed status: paymentStatusLoanCode 0, A, B, 4 performing; 1, 2, 3 are 30, 60, 90+ days; 5 is "
-        "90dpd; balance zero ends the loan: default with a realised loss or disposition, else prepaid or matured"
+        "90dpd; balance zero ends the loan: default with a realised loss or disposition, else prepaid/matured"
     )
     expects = f"loan rows with {', '.join(REQUIRED)}; optionally property rows"
 

@@ -6,7 +6,7 @@ Here: `complete_loans`, small expressions that several formats share. Not here: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -48,7 +48,7 @@ def positive(value: pl.Expr) -> pl.Expr:
     return pl.when(value > 0).then(value)
 
 
-def count_missing_zero(frame: pl.DataFrame, names: list[str], log: QualityLog, file: str) -> None:
+def count_missing_zero(frame: pl.DataFrame, names: Sequence[str], log: QualityLog, file: str) -> None:
     """Count zeros that mean missing, column by column."""
     for name in names:
         n = frame.select((pl.col(name) <= 0).sum()).item() or 0
