@@ -41,7 +41,8 @@ def transition_heat_map(
     figure = blank(WIDE[0], 3.9)
     axes = figure.subplots()
     # a power scale: the rare moves are the ones that matter
-    axes.pcolormesh(np.sqrt(np.clip(matrix, 0.0, 1.0)), cmap="Blues", vmin=0, vmax=1, edgecolors="white")
+    shades = np.ma.masked_equal(np.sqrt(np.clip(matrix, 0.0, 1.0)), 0.0)
+    axes.pcolormesh(shades, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(matrix.shape):
         value = matrix[row, column]
         if value > 0:
