@@ -40,6 +40,8 @@ HY_OF_IG: Final = 3.5
 HOUSE_TREND: Final = 0.045  # neutral growth of house prices per year
 HOUSE_BASE: Final = date(2000, 1, 1)  # month in which the house price index is 100 by definition
 
+LICENCE: Final = "Federal Reserve supervisory scenarios: work of the US government, public domain"
+
 RULES: Final = {
     "gdp_growth_yoy": "real GDP, quarterly annualised growth cumulated to a level, change over 4 quarters",
     "unemployment_rate": "unemployment rate, percent / 100",

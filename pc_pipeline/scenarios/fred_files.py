@@ -24,6 +24,11 @@ MONTHLY_FILE: Final = "fred_md.parquet"
 QUARTERLY_FILE: Final = "fred_qd.parquet"
 BBB_OF_BAA: Final = 0.71  # mean ratio of (BBB - 10y) to BAA10YM, 139 quarters 1988Q4-2023Q3
 
+LICENCE: Final = (
+    "contains information from FRED-MD and FRED-QD, copyright Federal Reserve Bank of St. Louis, "
+    "made available under the ODC Attribution License (ODC-BY 1.0)"
+)
+
 RULES: Final = {
     "gdp_growth_yoy": "GDPC1 (quarterly), change over 4 quarters",
     "unemployment_rate": "UNRATE (monthly), percent / 100",
@@ -34,6 +39,7 @@ RULES: Final = {
     "credit_spread_hy": f"{HY_OF_IG} x credit_spread_ig, bps: a proxy, high-yield indices are licensed",
     "property_price_index": "USSTHPI x PCEPILFE / 100 (quarterly, nominal again) over its neutral path",
 }
+MONTHLY_SERIES: Final = ("unemployment_rate", "inflation_rate", "policy_rate", "yield_10y")
 _MONTHLY: Final = ("UNRATE", "CPIAUCSL", "FEDFUNDS", "GS10")
 _QUARTERLY: Final = ("GDPC1", "BAA10YM", "USSTHPI", "PCEPILFE")
 

@@ -110,7 +110,7 @@ class MacroScenarioGenerator:
             mean, spread = long_run + sd * gap * remaining, sd * np.sqrt(1.0 - remaining**2)
         else:
             mean, spread = long_run + sd * self._dynamics.decay(gap, self.n_months), sd * self._noise_sd
-        mean = hold_inside(mean, inside(self.initial))
+        mean = hold_inside(mean, inside(self.initial), sd)
         return mean, limit_sd(mean, spread)
 
     def _law(self, scenario: str | ScenarioDefinition) -> _Law:
@@ -122,7 +122,7 @@ class MacroScenarioGenerator:
 
     def _make_law(self, definition: ScenarioDefinition) -> _Law:
         check_pins(definition, self.n_months)
-        wanted = scenario_mean(definition, self._base_mean, self.assumptions.persistence)
+        wanted = scenario_mean(definition, self._base_mean, self.assumptions.persistence, self.assumptions.sd)
         curve = fit_curve(wanted, self._base_sd * definition.noise_scale)
         if not definition.pins:
             return _Law(curve, *curve.moments(), None)

@@ -8,7 +8,7 @@ and a user's own table. Not here: the mapping of each format (`fred_files`, `fed
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -36,12 +36,16 @@ class MacroHistory:
         source: one line on where it came from.
         rules: series -> how it was made.
         clipped: series -> number of months moved onto a bound.
+        interpolated: series made monthly from quarters; within a quarter they move in straight lines.
+        licence: terms under which the source may be passed on.
     """
 
     frame: pl.DataFrame
     source: str
     rules: Mapping[str, str]
     clipped: Mapping[str, int]
+    interpolated: frozenset[str] = frozenset()
+    licence: str = ""
 
     @property
     def coverage(self) -> tuple[date, date]:
@@ -108,9 +112,10 @@ def load_history(path: str | Path, complete_with: str | Path | None = None) -> M
         return _from_fred(place, Path(complete_with) if complete_with is not None else _fed_sibling(place))
     if place.is_dir() or fed_files.looks_like_fed(place):
         table = _historic(place)
-        return _assemble(
-            fed_files.fed_series(table), _with_method(fed_files.RULES), f"{table.source} (Federal Reserve)"
-        )
+        source = f"{table.source} (Federal Reserve)"
+        rules = _with_method(fed_files.RULES)
+        series = fed_files.fed_series(table)
+        return _assemble(series, rules, source, frozenset(MACRO_NAMES), fed_files.LICENCE)
     return history_from_frame(_read_user_file(place), source=place.name)
 
 
@@ -154,11 +159,17 @@ def _from_fred(folder: Path, fed: Path | None) -> MacroHistory:
     for name in ("equity_return", "credit_spread_ig", "credit_spread_hy", "property_price_index"):
         series[name] = supervisory[name]
         rules[name] = f"{fed_files.RULES[name]} (from {table.source}); {METHOD}"
-    return _assemble(series, rules, f"FRED-MD and FRED-QD, completed from {table.source} (Federal Reserve)")
+    source = f"FRED-MD and FRED-QD, completed from {table.source} (Federal Reserve)"
+    interpolated = frozenset(MACRO_NAMES) - frozenset(fred_files.MONTHLY_SERIES)
+    return _assemble(series, rules, source, interpolated, f"{fred_files.LICENCE}; {fed_files.LICENCE}")
 
 
 def _assemble(
-    series: Mapping[str, tuple[list[date], np.ndarray]], rules: Mapping[str, str], source: str
+    series: Mapping[str, tuple[list[date], np.ndarray]],
+    rules: Mapping[str, str],
+    source: str,
+    interpolated: frozenset[str],
+    licence: str,
 ) -> MacroHistory:
     """Months that all nine series cover."""
     known = {}
@@ -179,7 +190,7 @@ def _assemble(
         [pl.Series("month", months, dtype=pl.Date)]
         + [pl.Series(name, [known[name][month] for month in months]) for name in MACRO_NAMES]
     )
-    return _bounded(frame, source, rules)
+    return replace(_bounded(frame, source, rules), interpolated=interpolated, licence=licence)
 
 
 def _bounded(frame: pl.DataFrame, source: str, rules: Mapping[str, str]) -> MacroHistory:

@@ -33,13 +33,14 @@ YIELD_ON_POLICY: Final = 0.4
 YIELD_ON_INFLATION: Final = 0.25
 EQUITY_ON_LOG_SPREAD: Final = -0.25
 EQUITY_WINDOW_MONTHS: Final = 12
-MARGIN: Final = 0.02  # share of its range that a shifted mean keeps from its bounds
+MARGIN: Final = 0.02  # share of its range that a shifted mean keeps from its lower bound
+UPPER_MARGIN_SD: Final = 1.0  # standard deviations that it keeps from its upper bound
 
 _AT = {name: index for index, name in enumerate(MACRO_NAMES)}
 
 
 def scenario_mean(
-    definition: ScenarioDefinition, base_TM: np.ndarray, persistence_M: np.ndarray
+    definition: ScenarioDefinition, base_TM: np.ndarray, persistence_M: np.ndarray, sd_M: np.ndarray
 ) -> np.ndarray:
     """Mean path under a scenario.
 
@@ -47,10 +48,10 @@ def scenario_mean(
         definition: the scenario.
         base_TM: (T, 9) mean without it.
         persistence_M: (9,) monthly, at which a supplied path goes back to the baseline after its end.
+        sd_M: (9,) long-run standard deviations.
 
     Returns:
-        (T, 9), inside the bounds; where a shift would carry the mean closer to a bound than `MARGIN` of the
-        range (and the baseline is not there already), it is held at that margin.
+        (T, 9), inside the bounds; see `hold_inside`.
     """
     n_months = base_TM.shape[0]
     weight = definition.profile(n_months)
@@ -63,17 +64,21 @@ def scenario_mean(
     free = [series not in definition.shifts and series not in definition.path for series in MACRO_NAMES]
     if definition.reacts:
         _react(shifted, base_TM, free)
-    held = hold_inside(shifted, base_TM)
-    for series, values in definition.path.items():
-        known = min(len(values), n_months)
-        held[:known, _AT[series]] = inside(shifted)[:known, _AT[series]]
+    held = hold_inside(shifted, base_TM, sd_M)
+    for series in definition.path:  # as supplied, even beside a bound, and back from there
+        held[:, _AT[series]] = inside(shifted)[:, _AT[series]]
     return held
 
 
-def hold_inside(shifted_TM: np.ndarray, base_TM: np.ndarray) -> np.ndarray:
-    """Shifted means kept off the bounds by `MARGIN` of the range, never further than the baseline is."""
+def hold_inside(shifted_TM: np.ndarray, base_TM: np.ndarray, sd_M: np.ndarray) -> np.ndarray:
+    """Shifted means kept off the bounds, but never further than the baseline is.
+
+    From below by 2 % of the range (the policy rate does lie on its floor for years), from above by one
+    standard deviation, so that there is room for noise at the peak of a shock.
+    """
     lowest = np.minimum(LOWER_M + MARGIN * RANGE_M, base_TM)
-    highest = np.maximum(UPPER_M - MARGIN * RANGE_M, base_TM)
+    from_above = np.maximum(MARGIN * RANGE_M, UPPER_MARGIN_SD * sd_M)
+    highest = np.maximum(UPPER_M - from_above, base_TM)
     return np.clip(shifted_TM, lowest, highest)
 
 
