@@ -1,12 +1,13 @@
 """Expected loss, VaR, CVaR and loss probability with 95 % intervals, for plain and weighted paths.
 
-Here: estimators over one loss per path. Not here: how the paths were drawn (`simulation.monte_carlo`,
-`simulation.tails`). A loss is a fraction of the pool balance at the cut-off (its original balance where the pool is
-new). VaR_q is the q-quantile, the smallest loss x with F(x) >= q; CVaR_q the mean of the losses at or above it.
+Here: estimators over one loss per path. Not here: how the paths were drawn (`simulation.monte_carlo`). A
+loss is a fraction of the pool balance at the cut-off (its original balance where the pool is new). VaR_q is
+the q-quantile, the smallest loss x with F(x) >= q; CVaR_q the mean of the losses at or above it.
 
-Intervals: expected loss, delta method for a ratio (Owen 2013, eq. 9.8); VaR, order statistics with binomial ranks
-(David and Nagaraja 2003, 7.1), for weighted paths by inverting the interval of F (Woodruff 1952); CVaR, its
-influence function (Manistre and Hancock 2005) with Student's t for the few paths of the tail; probability, Wilson 1927.
+Intervals: expected loss, delta method for a ratio (Owen 2013, eq. 9.8); VaR, order statistics with binomial
+ranks (David and Nagaraja 2003, 7.1), for weighted paths by inverting the interval of F (Woodruff 1952);
+CVaR, its influence function (Manistre and Hancock 2005) with Student's t for the few paths of the tail;
+probability, Wilson 1927.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def weighted_quantile(losses_P: np.ndarray, level: float, weights_P: np.ndarray 
 
 def _rank(cumulative: np.ndarray, level: float) -> int:
     """First position whose cumulative weight reaches the level, rounding noise forgiven."""
-    return int(min(np.searchsorted(cumulative, level - 1e-12, side="left"), cumulative.size - 1))
+    return min(int(np.searchsorted(cumulative, level - 1e-12, side="left")), cumulative.size - 1)
 
 
 def expected_loss(losses_P: np.ndarray, weights_P: np.ndarray | None = None) -> Estimate:
@@ -83,8 +84,8 @@ def expected_loss(losses_P: np.ndarray, weights_P: np.ndarray | None = None) -> 
 def value_at_risk(losses_P: np.ndarray, level: float, weights_P: np.ndarray | None = None) -> Estimate:
     """The level-quantile with an order-statistic interval.
 
-    Equal weights: ranks from the binomial law of the number of losses below the quantile. Otherwise the ranks of
-    n_eff draws, n_eff = q (1 - q) / var F(VaR), with var F = sum w^2 (1{x <= VaR} - q)^2.
+    Equal weights: ranks from the binomial law of the number of losses below the quantile. Otherwise the
+    ranks of n_eff draws, n_eff = q (1 - q) / var F(VaR), with var F = sum w^2 (1{x <= VaR} - q)^2.
     """
     weights = check_weights(losses_P, weights_P)
     order = np.argsort(losses_P, kind="stable")
@@ -134,7 +135,7 @@ def conditional_value_at_risk(
 def loss_probability(
     losses_P: np.ndarray, threshold: float = 0.0, weights_P: np.ndarray | None = None
 ) -> Estimate:
-    """Share of paths that lose more than the threshold, with Wilson's interval at the effective sample size."""
+    """Share of paths that lose more than the threshold; Wilson's interval at the effective sample size."""
     weights = check_weights(losses_P, weights_P)
     hit = losses_P > threshold
     share = float(weights[hit].sum())

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from pc_pipeline.simulation.history import IN_STATE_FROM, N_HISTORY, SINCE_MISS_FROM, history_class
+from pc_pipeline.simulation.history import IN_STATE_FROM, N_HISTORY, SINCE_MISS_FROM
 from pc_pipeline.simulation.pool import DUE_AT_CUTOFF, PoolArrays
 from pc_pipeline.simulation.rng import MOVE, SEVERITY, UNIT, block_word, philox, uniform
 
@@ -83,7 +83,7 @@ def pack_lanes(pool: PoolArrays, residual_LHJ: np.ndarray | None = None) -> Lane
     n_blocks = int(block[-1]) + 1
 
     def spread(values: np.ndarray, fill: float, dtype: type) -> np.ndarray:
-        out = np.full((n_blocks, LANES), fill, dtype=dtype)
+        out: np.ndarray = np.full((n_blocks, LANES), fill, dtype=dtype)
         out[block, lane] = values[order]
         return out
 
@@ -404,8 +404,8 @@ def run_paths(
                 b, first_path + p, p, k0, k1, rows_PCTKJ, index_PT, use_residual,
                 cohort_B, count_B, schedule_BWL, residual_BHJL, key_BL, state_BL, since_miss_BL, in_state_BL,
                 arrears_BL, final_BL, rate_BL, floating_BL, group_BL, lag_BL, severity_GQ,
-                u_4L, weight_JL, on_L, alive_L, event_L, state_L, paid_L, miss_L, entered_L, class_L, change_L,
-                flag_L, out_PTC,
+                u_4L, weight_JL, on_L, alive_L, event_L, state_L, paid_L, miss_L, entered_L, class_L,
+                change_L, flag_L, out_PTC,
             )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """A pool's cash on many macro paths: batches of paths stream through the kernel, memory stays bounded.
 
-Here: `simulate_pool`, its configuration and checks, `SimulatedCash`, table `simulations`. Not here: the kernel
-(`simulation.kernel`), the networks behind the rows (`simulation.rows`), the waterfall (`engines`).
+Here: `simulate_pool`, its configuration and checks, `SimulatedCash`, table `simulations`. Not here: the
+kernel (`simulation.kernel`), the networks behind the rows (`simulation.rows`), the waterfall (`engines`).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Here: `PoolArrays`, its checks, and the amortisation from the cut-off on. Not here: how a tape becomes a
 pool (`loans`), how the arrays are packed into lanes (`simulation.kernel`).
 
-Schedule columns. The paid-through ledger counts instalments. Column `DUE_AT_CUTOFF + m` of `schedule_LW` is the
-scheduled balance when all instalments due up to the end of the m-th simulated month are paid; a loan k
+Schedule columns. The paid-through ledger counts instalments. Column `DUE_AT_CUTOFF + m` of `schedule_LW`
+is the scheduled balance when all instalments due up to the end of the m-th simulated month are paid; a loan k
 instalments in arrears at the cut-off stands in column `DUE_AT_CUTOFF - k`. So the month's column is the
 same for every loan, and only arrears look back.
 """
@@ -143,9 +143,9 @@ def remaining_schedule(
 ) -> np.ndarray:
     """(L, n_months + 4) scheduled balances from the cut-off on, in the columns of this module.
 
-    The schedule since origination (`loans.amortisation`), scaled so that the instalment paid through carries the
-    outstanding balance: exact for a loan on schedule, proportional for one that is ahead or behind. More
-    than three instalments of arrears are carried as three, of which the first is the larger.
+    The schedule since origination (`loans.amortisation`), scaled so that the instalment paid through
+    carries the outstanding balance: exact for a loan on schedule, proportional for one that is ahead
+    or behind. More than three instalments of arrears are carried as three, of which the first is the larger.
 
     Args:
         balance_L: outstanding balance at the cut-off, currency.

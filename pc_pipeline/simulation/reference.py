@@ -1,9 +1,9 @@
 """The same law as the kernel, written to be read: numpy over loans, and the exact expectation.
 
-Here: `simulate_reference` (the vectorised baseline of the speed claims; with the counter's numbers it follows the
-kernel path by path), `cash_of_states` (the paid-through ledger applied to given states), and
-`expected_cash` (no sampling: probabilities over history class and arrears are carried forward). Not here: the kernel
-itself (`simulation.kernel`).
+Here: `simulate_reference` (the vectorised baseline of the speed claims; with the counter's numbers it
+follows the kernel path by path), `cash_of_states` (the paid-through ledger applied to given states), and
+`expected_cash` (no sampling: probabilities over history class and arrears are carried forward). Not here:
+the kernel itself (`simulation.kernel`).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Ledger:
         return self.pool.schedule_LW[self.rows, self.paid_L]
 
     def interest(self, target_L: np.ndarray, moving_L: np.ndarray, on_balance: bool) -> float:
-        """Interest of instalments (paid, target], each on its own opening balance, or all on today's balance."""
+        """Interest of instalments (paid, target], each on its opening balance or all on today's balance."""
         pool, total, balance = self.pool, 0.0, self.balance()
         first = self.paid_L[moving_L].min(initial=pool.schedule_LW.shape[1])
         for column in range(first, target_L[moving_L].max(initial=0)):
@@ -117,7 +117,7 @@ class Ledger:
         np.add.at(self.cash_TC[:, 4], arrival, (1.0 - severity_L[defaults_L]) * balance)
 
     def sell(self, state_L: np.ndarray, severity_L: np.ndarray) -> np.ndarray:
-        """Convention `horizon_sale`: states 0-2 at par, 90dpd charged off with its recovery; the path's cash."""
+        """Convention `horizon_sale`: states 0-2 at par, 90dpd charged off with its recovery; all cash."""
         last = self.cash_TC.shape[0] - 1
         self.cash_TC[last, 2] += self.balance()[state_L < 3].sum()
         self.charge_off(last, state_L == 3, severity_L, np.zeros_like(self.pool.recovery_lag_L))
@@ -219,7 +219,8 @@ def _expected_loan(
     start = (int(pool.state_L[0]), int(pool.since_miss_L[0]), int(pool.in_state_L[0]))
     mass = {(*start, DUE_AT_CUTOFF - int(pool.arrears_L[0])): 1.0}
     for t in range(n_months):
-        due, later = min(t, final) + DUE_AT_CUTOFF + 1, {}
+        due = min(t, final) + DUE_AT_CUTOFF + 1
+        later: dict[tuple[int, int, int, int], float] = {}
         for (state, since, inside, paid), p in mass.items():
             weights = weights_THJ[t, int(history_class(np.array(state), np.array(since), np.array(inside)))]
             moves = settle_maturity(weights[None], np.array([t >= final]))[0]

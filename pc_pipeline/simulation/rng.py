@@ -35,7 +35,9 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 @njit(inline="always")
-def philox(c0: int, c1: int, c2: int, c3: int, k0: int, k1: int) -> tuple[int, int, int, int]:
+def philox(
+    c0: np.uint64, c1: np.uint64, c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.uint64
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
     """Philox4x32-10: four 32-bit words from a 128-bit counter and a 64-bit key.
 
     All arguments and results are uint64 that hold 32 bits: in numba uint32 arithmetic widens silently,
@@ -54,13 +56,13 @@ def philox(c0: int, c1: int, c2: int, c3: int, k0: int, k1: int) -> tuple[int, i
 
 
 @njit(inline="always")
-def block_word(purpose: int, month: int) -> int:
+def block_word(purpose: int, month: int) -> np.uint64:
     """Last counter word of the block that holds a month's number."""
     return np.uint64((purpose << 24) | (month >> 2))
 
 
 @njit(cache=True, nogil=True)
-def uniform(k0: int, k1: int, key_low: int, key_high: int, path: int, month: int, purpose: int) -> float:
+def uniform(k0: int, k1: int, key_low: int, key_high: int, path: int, month: int, purpose: int) -> np.float32:
     """The float32 uniform on [0, 1) of one loan, path, month and purpose."""
     words = philox(
         np.uint64(key_low),

@@ -1,0 +1,410 @@
+"""`PortfolioAggregator`: from loans and networks to tranches.
+
+Here: the composition. `monte_carlo_simulate` = macro paths -> `simulate` (loans to pool cash) -> `report`
+(pool cash to tranches and measures); each half stands alone, so that simulated cash can be stored between
+them. Not here: the kernel and estimators (`simulation`), the deal's rules (`waterfall`), layout (`reports`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from pc_pipeline.core.errors import ConfigError, SimulationError
+from pc_pipeline.core.rng import derive_seed
+from pc_pipeline.engines.results import SimulationResults, macro_fan
+from pc_pipeline.engines.tranches import tranche_results
+from pc_pipeline.loans.features import cohort_table
+from pc_pipeline.loans.pool import pool_snapshot
+from pc_pipeline.schemas.states import LoanState
+from pc_pipeline.schemas.units import CASH_CHANNELS, N_CASH, N_MACRO, canonical_scenario
+from pc_pipeline.simulation.distil import CompiledLoans, DistilConfig, distil_loans
+from pc_pipeline.simulation.monte_carlo import (
+    Progress,
+    SimulatedCash,
+    SimulationConfig,
+    cash_from_table,
+    simulate_pool,
+)
+from pc_pipeline.simulation.pool import DEFAULT_SEVERITY, pool_arrays
+from pc_pipeline.simulation.rows import NetworkRows, loan_inputs
+from pc_pipeline.waterfall.config import WaterfallConfig
+from pc_pipeline.waterfall.deal import Deal
+from pc_pipeline.waterfall.engine import WaterfallResult, run_waterfall
+
+CONVENTIONS = {
+    "horizon": "horizon_sale: at the horizon performing, 30dpd and 60dpd balances are sold at par, 90dpd is "
+    "charged off with its recovery at once; recoveries still to come are collected in the last month",
+    "loss": "charge-offs less recoveries, share of the pool balance at the cut-off",
+    "cash": "paid-through ledger: a cure pays arrears, 90dpd pays nothing, a default charges off the balance",
+    "reinvestment": "principal kept for reinvestment buys a pro rata slice of the living pool",
+}
+MacroSource = Callable[[str, int, int, int], np.ndarray]  # scenario, paths, months, seed -> (P, T, 9)
+
+
+class PortfolioAggregator(nn.Module):
+    """Portfolio cash, its distribution by the deal, and the Monte Carlo over both.
+
+    Args:
+        config: the seeds' `WaterfallConfig`, or a `Deal`.
+    """
+
+    def __init__(self, config: WaterfallConfig | Deal | None = None) -> None:
+        super().__init__()
+        self.config = WaterfallConfig() if config is None else config
+        if not isinstance(self.config, WaterfallConfig | Deal):
+            raise ConfigError("no deal", expected="WaterfallConfig or Deal", got=type(config).__name__)
+        self.deal = self.config if isinstance(self.config, Deal) else self.config.to_deal()
+
+    def forward(self, portfolio_cf: Tensor) -> dict[str, Tensor]:
+        """`apply_waterfall`."""
+        return self.apply_waterfall(portfolio_cf)
+
+    # ---- loans to pool ----------------------------------------------------------------------
+
+    def aggregate_cashflows(self, trajectories: Mapping[str, Tensor], loan_features: Any) -> Any:
+        """Add up loan trajectories to pool cash.
+
+        Args:
+            trajectories: as `LoanTrajectoryModel.generate` returns them: states, payments, balances,
+                losses, each (S, L, T) or (L, T); optionally principal and charge_offs.
+            loan_features: frame of the L loans with `current_balance` or `original_balance`.
+
+        Returns:
+            Frame of the same kind, one row per path and month: path_id, month_index and the five
+            cash channels. The recovery is booked in the month of default.
+
+        Raises:
+            SimulationError: shapes do not fit the loans.
+        """
+        frame = nw.from_native(loan_features, eager_only=True)
+        column = "current_balance" if "current_balance" in frame.columns else "original_balance"
+        cash = _pool_cash(trajectories, frame[column].to_numpy().astype(float))
+        n_paths, n_months = cash.shape[:2]
+        data: dict[str, np.ndarray] = {
+            "path_id": np.repeat(np.arange(n_paths), n_months),
+            "month_index": np.tile(np.arange(n_months), n_paths),
+        }
+        data |= {name: cash[:, :, c].ravel() for c, name in enumerate(CASH_CHANNELS)}
+        return nw.from_dict(data, backend=frame.implementation).to_native()
+
+    # ---- pool to tranches -------------------------------------------------------------------
+
+    def apply_waterfall(
+        self, portfolio_cf: Any, pool_balance: float | None = None, index_rate: Any = None
+    ) -> dict[str, Any]:
+        """Distribute pool cash by the deal.
+
+        Args:
+            portfolio_cf: (n_sims, n_months, 5) by channel. A tensor runs with soft gates and carries
+                gradients; an array runs hard.
+            pool_balance: original pool, currency; without it, the deal's own or all principal ever
+                collected and charged off on the largest path.
+            index_rate: index of floating coupons, decimal per year, (T,) or (P, T).
+
+        Returns:
+            tranche_cashflows, interest_paid, principal_paid, balance, interest_shortfall (P, T, N); oc_ratio
+            and ic_ratio (P, T, tests) and passed, fees, residual, pool; tranche_losses (P, N).
+        """
+        result = self.run(portfolio_cf, pool_balance, index_rate)
+        original = result.original_balance
+        scale = torch.as_tensor(original) if isinstance(result.balance, Tensor) else np.asarray(original)
+        safe = scale + (scale <= 0) * 1.0
+        places = {kind: [k for k, t in enumerate(self.deal.tests) if t.kind == kind] for kind in ("oc", "ic")}
+        return {
+            "tranche_cashflows": result.cash,
+            "interest_paid": result.interest_paid,
+            "principal_paid": result.principal_paid,
+            "balance": result.balance,
+            "interest_shortfall": result.interest_shortfall,
+            "oc_ratio": result.ratios[..., places["oc"]],
+            "ic_ratio": result.ratios[..., places["ic"]],
+            "passed": result.passed,
+            "fees": result.fees,
+            "residual": result.residual,
+            "pool": result.pool,
+            "tranche_losses": (result.balance[:, -1] + result.written_down[:, -1]) / safe,
+        }
+
+    def run(
+        self, portfolio_cf: Any, pool_balance: float | None = None, index_rate: Any = None
+    ) -> WaterfallResult:
+        """`waterfall.run_waterfall` on this deal, with the pool balance found where none is given."""
+        balance = pool_balance or self.deal.collateral.pool_balance or _principal_in_all(portfolio_cf)
+        return run_waterfall(portfolio_cf, self.deal, pool_balance=balance, index_rate_PT=index_rate)
+
+    # ---- the two halves ---------------------------------------------------------------------
+
+    def simulate(
+        self,
+        pool: pl.DataFrame,
+        macro_paths_PTM: np.ndarray,
+        transition_model: Any,
+        compiled: CompiledLoans | None = None,
+        config: SimulationConfig | None = None,
+        *,
+        start: date | None = None,
+        reference_month: int | None = None,
+        severity_GQ: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+        progress: Progress | None = None,
+    ) -> SimulatedCash:
+        """Pool cash along given macro paths; the deal plays no part.
+
+        Args:
+            pool: `pool` table with tape columns.
+            macro_paths_PTM: (P, T, 9); T is the horizon.
+            transition_model: `TransitionTransformer`.
+            compiled: the loan model in compiled form (`simulation.distil`); None: loans move as their cohort.
+            start: first simulated month, for the calendar; None is neutral.
+            reference_month: where vintage_index is 0 (month index), as in training.
+            severity_GQ: loss given default quantiles by asset class; those of `compiled` without it.
+        """
+        cohorts = cohort_table(pool)
+        n_months = np.shape(macro_paths_PTM)[1] if np.ndim(macro_paths_PTM) == 3 else 0
+        if severity_GQ is None:
+            severity_GQ = DEFAULT_SEVERITY if compiled is None else compiled.severity_GQ
+        arrays = pool_arrays(pool, cohorts, n_months, severity_GQ=severity_GQ)
+        rows = NetworkRows(
+            model=transition_model,
+            cohorts=cohorts,
+            start=start,
+            intercept_TKJ=None if compiled is None else compiled.intercept(n_months),
+        )
+        residual = None if compiled is None else compiled.weights(loan_inputs(pool, reference_month))
+        return simulate_pool(
+            arrays, cohorts, macro_paths_PTM, rows, residual, config, weights_P=weights, progress=progress
+        )
+
+    def report(
+        self,
+        simulations: pl.DataFrame | SimulatedCash,
+        pool_balance: float | None = None,
+        *,
+        scenario: str | None = None,
+        macro_fan_report: pl.DataFrame | None = None,
+        seeds: Mapping[str, int] | None = None,
+        model_versions: Mapping[str, str] | None = None,
+        diagnostics: Mapping[str, float] | None = None,
+    ) -> SimulationResults:
+        """Tranches and measures of simulated pool cash.
+
+        Args:
+            simulations: table `simulations` of one scenario, or what `simulate` returned.
+            pool_balance: at the cut-off; needed with a table unless cash adds up to it.
+            scenario: name; read from the table.
+        """
+        if isinstance(simulations, SimulatedCash):
+            cash, index, weights = simulations.cash_PTC, simulations.index_rate_PT, simulations.weights_P
+            pool_balance = pool_balance or simulations.pool_balance
+        else:
+            names = simulations["scenario"].unique().to_list()
+            if len(names) != 1:
+                raise SimulationError("one scenario at a time", expected="one name", got=sorted(names))
+            scenario = scenario or names[0]
+            cash, index, weights = cash_from_table(simulations)
+        balance = pool_balance or _principal_in_all(cash)
+        paid = self.run(np.ascontiguousarray(cash), balance, index)
+        totals = cash.sum(axis=1)
+        return SimulationResults(
+            portfolio_losses=(totals[:, 3] - totals[:, 4]) / balance,
+            tranche_results=tranche_results(paid, weights),
+            cashflows={name: cash[:, :, c] for c, name in enumerate(CASH_CHANNELS)},
+            weights=weights,
+            scenario=scenario or "simulation",
+            pool_balance=balance,
+            macro_fan=macro_fan_report,
+            conventions=CONVENTIONS | {"waterfall": self.deal.name},
+            seeds=dict(seeds or {}),
+            model_versions=dict(model_versions or {}),
+            diagnostics=dict(diagnostics or {}),
+        )
+
+    # ---- the whole --------------------------------------------------------------------------
+
+    def monte_carlo_simulate(
+        self,
+        loans_df: Any,
+        macro_vae: Any,
+        transition_model: Any,
+        trajectory_model: Any = None,
+        n_simulations: int = 10_000,
+        scenario_mix: Mapping[str, float] | None = None,
+        *,
+        n_months: int = 60,
+        seed: int = 0,
+        start: date | None = None,
+        compiled: CompiledLoans | None = None,
+        distil: DistilConfig | None = None,
+        config: SimulationConfig | None = None,
+        reference_month: int | None = None,
+        model_versions: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> SimulationResults:
+        """Full Monte Carlo: macro paths, cohort rows, loans, cash, waterfall, measures.
+
+        Args:
+            loans_df: tape (every loan new) or pool, polars or pandas.
+            macro_vae: `MacroVAE`, any `MacroSource`, or an array (n_simulations, T, 9).
+            transition_model: `TransitionTransformer`.
+            trajectory_model: `LoanTrajectoryModel`, distilled unless `compiled` is given; None: loans move
+                as their cohort.
+            n_simulations: macro paths; each carries the whole pool.
+            scenario_mix: name -> share; shares sum to 1. None: baseline alone. 'severe' is accepted.
+            n_months: horizon.
+            seed: of everything drawn here.
+
+        Raises:
+            ConfigError: the mix does not sum to 1. SimulationError: see `simulation.monte_carlo`.
+        """
+        pool = _as_pool(loans_df)
+        mix = check_mix(scenario_mix)
+        macro = draw_macro(macro_vae, mix, n_simulations, n_months, derive_seed(seed, "macro"))
+        if compiled is None and trajectory_model is not None:
+            compiled = distil_loans(
+                trajectory_model,
+                transition_model,
+                pool,
+                macro[_spread(n_simulations, (distil or DistilConfig()).n_paths)],
+                distil or DistilConfig(seed=seed),
+                start=start,
+                reference_month=reference_month,
+            )
+        simulated = self.simulate(
+            pool,
+            macro,
+            transition_model,
+            compiled,
+            config or SimulationConfig(seed=seed),
+            start=start,
+            reference_month=reference_month,
+            progress=progress,
+        )
+        name = " + ".join(
+            f"{share:.0%} {scenario}" if len(mix) > 1 else scenario for scenario, share in mix.items()
+        )
+        return self.report(
+            simulated,
+            scenario=name,
+            macro_fan_report=macro_fan(macro, name),
+            seeds={"simulation": seed},
+            model_versions=model_versions,
+            diagnostics={} if compiled is None else compiled.distance,
+        )
+
+
+def check_mix(scenario_mix: Mapping[str, float] | None) -> dict[str, float]:
+    """Canonical names and shares.
+
+    Raises:
+        ConfigError: empty, negative, or not summing to 1.
+    """
+    mix: dict[str, float] = {}
+    for name, share in (scenario_mix or {"baseline": 1.0}).items():
+        mix[canonical_scenario(name)] = mix.get(canonical_scenario(name), 0.0) + float(share)
+    if min(mix.values()) < 0 or abs(sum(mix.values()) - 1.0) > 1e-6:
+        raise ConfigError("scenario shares make no mix", expected="shares >= 0 that sum to 1", got=mix)
+    return {name: share for name, share in mix.items() if share > 0}
+
+
+def paths_by_scenario(mix: Mapping[str, float], n_paths: int) -> dict[str, int]:
+    """Paths to each scenario, in proportion (largest remainder), none drawn at random."""
+    exact = {name: share * n_paths for name, share in mix.items()}
+    counts = {name: int(value) for name, value in exact.items()}
+    rest = sorted(exact, key=lambda name: counts[name] - exact[name])
+    for name in rest[: n_paths - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def draw_macro(source: Any, mix: Mapping[str, float], n_paths: int, n_months: int, seed: int) -> np.ndarray:
+    """(P, T, 9) macro paths: scenarios one after the other.
+
+    Args:
+        source: `MacroVAE` (its `generate`), a function, or the paths themselves.
+    """
+    if n_paths < 1 or n_months < 1:
+        raise ConfigError(
+            "nothing to simulate", expected="n_simulations, n_months >= 1", got=(n_paths, n_months)
+        )
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[0] < n_paths or source.shape[1] < n_months:
+            raise SimulationError(
+                "the macro source is shorter than the run",
+                expected=f"at least ({n_paths}, {n_months}, {N_MACRO})",
+                got=source.shape,
+            )
+        return source[:n_paths, :n_months]
+    parts = []
+    for name, count in paths_by_scenario(mix, n_paths).items():
+        if count == 0:
+            continue
+        if hasattr(source, "generate"):
+            with torch.inference_mode():
+                drawn = source.generate(scenario=name, seq_length=n_months, n_samples=count, seed=seed)
+            parts.append(drawn.cpu().numpy())
+        else:
+            parts.append(np.asarray(source(name, count, n_months, seed)))
+    return np.concatenate(parts)
+
+
+def _spread(n_paths: int, wanted: int) -> np.ndarray:
+    """Evenly spaced path numbers, so that every scenario of a mix is seen."""
+    return np.unique(np.linspace(0, n_paths - 1, min(wanted, n_paths)).astype(int))
+
+
+def _as_pool(loans_df: Any) -> pl.DataFrame:
+    frame = nw.from_native(loans_df, eager_only=True).to_polars()
+    return frame if "current_balance" in frame.columns else pool_snapshot(frame)
+
+
+def _principal_in_all(portfolio_cf: Any) -> float:
+    """Principal collected and charged off on the largest path: with `horizon_sale` the pool itself."""
+    values = (
+        portfolio_cf.detach().cpu().numpy() if isinstance(portfolio_cf, Tensor) else np.asarray(portfolio_cf)
+    )
+    if values.ndim != 3 or values.shape[2] != N_CASH:
+        raise SimulationError(
+            "pool cash is misshapen", expected=f"(paths, months, {N_CASH})", got=values.shape
+        )
+    return float(values[:, :, 1:4].sum(axis=(1, 2)).max())
+
+
+def _pool_cash(trajectories: Mapping[str, Tensor], balance_L: np.ndarray) -> np.ndarray:
+    """(S, T, 5) from loan states, payments, balances and losses."""
+    arrays = {
+        name: np.asarray(t.detach().cpu() if isinstance(t, Tensor) else t) for name, t in trajectories.items()
+    }
+    missing = [name for name in ("states", "payments", "balances", "losses") if name not in arrays]
+    if missing:
+        raise SimulationError(
+            "trajectories are incomplete", expected="states, payments, balances, losses", got=missing
+        )
+    arrays = {name: a[None] if a.ndim == 2 else a for name, a in arrays.items()}
+    states, after = arrays["states"], arrays["balances"].astype(float)
+    if states.shape[1] != balance_L.size:
+        raise SimulationError("trajectories and loans differ", expected=balance_L.size, got=states.shape)
+    before = np.concatenate(
+        [np.broadcast_to(balance_L[None, :, None], (*states.shape[:2], 1)), after[:, :, :-1]], axis=2
+    )
+    repaid = np.maximum(before - after, 0.0)
+    charged_off = arrays.get("charge_offs", np.where(states == LoanState.default, repaid, 0.0))
+    principal = arrays.get("principal", repaid - charged_off)
+    prepaid = np.where(states == LoanState.prepaid, principal, 0.0)
+    return np.stack(
+        [
+            (arrays["payments"] - principal).sum(axis=1),
+            (principal - prepaid).sum(axis=1),
+            prepaid.sum(axis=1),
+            charged_off.sum(axis=1),
+            (charged_off - arrays["losses"]).sum(axis=1),
+        ],
+        axis=-1,
+    )

@@ -1,0 +1,436 @@
+"""From the autoregressive loan model to the finite-history table that the kernel reads.
+
+Here: `distil_loans` (roll the teacher out, teach the student, solve the intercepts, report the distance) and
+`CompiledLoans`. Not here: the student network (`models.loan_residual`), the kernel.
+
+Per-step KL does not bound the error of a pool (docs/methods/simulation.md, section 4): a small bias in
+every month adds up. So after the student has learnt the residual, month by month the intercept b(t, state)
+is solved so that the student's mean moves out of each state equal the teacher's; rare states are shrunk
+towards no correction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from pc_pipeline.core.errors import ConfigError
+from pc_pipeline.core.rng import derive_seed, stream
+from pc_pipeline.loans.features import cohort_table
+from pc_pipeline.models.loan_residual import N_MOVES, LoanResidual, LoanResidualConfig
+from pc_pipeline.schemas.states import LoanState
+from pc_pipeline.schemas.units import LOAN_FEATURES
+from pc_pipeline.simulation.history import HISTORY_STATE, N_HISTORY, history_along
+from pc_pipeline.simulation.pool import DEFAULT_SEVERITY
+from pc_pipeline.simulation.rows import NetworkRows, calendar_tensor, loan_inputs
+
+SCORE = LOAN_FEATURES.index("internal_score")
+HORIZONS = (12, 36, 60)
+MIN_DEFAULTS_FOR_SEVERITY = 50
+# Clock positions: never missed; 1..12 months since a miss (12 stands); each bucket's months 1-3 (3 stands).
+N_CLOCK = 1 + 12 + 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistilConfig:
+    """How much the teacher is asked.
+
+    Attributes:
+        n_loans: sample loans. n_paths: macro paths each is rolled along (half of them for the distance).
+        n_steps: optimiser steps. learning_rate: of AdamW. batch: loan-months a step.
+        shrinkage: pseudo-observations that hold an intercept at no correction, loan-months.
+        seed: of sampling and rollouts.
+    """
+
+    n_loans: int = 256
+    n_paths: int = 8
+    n_steps: int = 250
+    learning_rate: float = 1e-2
+    batch: int = 8192
+    shrinkage: float = 30.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_loans < 3 or self.n_paths < 2 or self.n_steps < 1 or self.batch < 1:
+            raise ConfigError(
+                "too little to distil from",
+                expected="n_loans >= 3, n_paths >= 2, n_steps, batch >= 1",
+                got=(self.n_loans, self.n_paths, self.n_steps, self.batch),
+            )
+        if self.shrinkage < 0 or not self.learning_rate > 0:
+            raise ConfigError("shrinkage must be >= 0 and learning_rate > 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledLoans:
+    """A loan model that the kernel can read.
+
+    Attributes:
+        model: the student with its intercepts and severities.
+        distance: to the teacher, on loans' histories and macro paths not taught: 'kl_per_step' (nats),
+            'default_gap_<months>' relative gap of cumulative defaults, overall and by score third
+            ('_low', '_mid', '_high'), each with '_se' from the teacher's sample.
+    """
+
+    model: LoanResidual
+    distance: dict[str, float] = field(default_factory=dict)
+
+    def weights(self, features_LF: np.ndarray) -> np.ndarray:
+        """(L, 15, 6) float32 exp(residual) of loans given raw features."""
+        with torch.inference_mode():
+            return torch.exp(self.model(torch.from_numpy(np.array(features_LF, dtype=np.float32)))).numpy()
+
+    def intercept(self, n_months: int) -> np.ndarray:
+        """(T, 4, 7) float32 additive logits; `matured` moves with `prepaid`."""
+        table = self.model.intercept.numpy()
+        months = np.minimum(np.arange(n_months), table.shape[0] - 1)
+        return np.concatenate([table[months], table[months][..., -1:]], axis=-1)
+
+    @property
+    def severity_GQ(self) -> np.ndarray:
+        """(4, Q) quantiles of loss given default by asset class."""
+        return self.model.severity.numpy().astype(float)
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What the teacher said, N sample histories of T months.
+
+    Attributes:
+        rows_NTKJ: cohort rows (N, T, 4, 6), matured folded. previous_NT, class_NT: state and history
+            class before each month, class -1 after the end. target_NTJ: teacher's probabilities (N, T, 6).
+        is_final_NT: in or after the final month. start: clock position (N,). loan: sample loan (N,).
+        severity_N, asset_N: loss given default where a default occurred (NaN elsewhere), and asset class.
+    """
+
+    rows_NTKJ: Tensor
+    previous_NT: Tensor
+    class_NT: Tensor
+    target_NTJ: Tensor
+    is_final_NT: Tensor
+    start_N: Tensor
+    loan_N: np.ndarray
+    severity_N: np.ndarray
+    asset_N: np.ndarray
+
+
+def distil_loans(
+    teacher: Any,
+    transition_model: Any,
+    pool: pl.DataFrame,
+    macro_PTM: np.ndarray,
+    config: DistilConfig | None = None,
+    *,
+    start: date | None = None,
+    reference_month: int | None = None,
+) -> CompiledLoans:
+    """Compile a loan model for a pool.
+
+    Args:
+        teacher: `LoanTrajectoryModel`. transition_model: whose rows it was trained on.
+        pool: `pool` table with tape columns. macro_PTM: (P, T, 9) paths to roll along, P >= 2.
+        start, reference_month: as in `simulation.rows`.
+    """
+    config = config or DistilConfig()
+    paths = macro_PTM[
+        np.unique(np.linspace(0, len(macro_PTM) - 1, min(config.n_paths, len(macro_PTM))).astype(int))
+    ]
+    if len(paths) < 2:
+        raise ConfigError("distillation needs two macro paths or more", got=len(macro_PTM))
+    draw = stream(config.seed, "distil", "loans")
+    sample = pool[np.sort(draw.permutation(pool.height)[: config.n_loans])]
+    rows = NetworkRows(model=transition_model, cohorts=cohort_table(pool), start=start)
+    ask = _Teacher(teacher, rows, sample, reference_month)
+    taught = ask.lessons(paths[::2], derive_seed(config.seed, "distil", "taught"))
+    held_out = ask.lessons(paths[1::2], derive_seed(config.seed, "distil", "held out"))
+    features = torch.from_numpy(ask.features)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "distil", "student") % 2**63)
+        student = LoanResidual(LoanResidualConfig(n_classes=N_HISTORY, n_months=macro_PTM.shape[1]))
+    student.scale.fit(features)
+    _teach(student, taught, features, config)
+    with torch.inference_mode():
+        student.intercept.copy_(_solve_intercepts(student, taught, features, config.shrinkage))
+        student.severity.copy_(torch.from_numpy(_severity_table(taught, held_out)))
+        distance = _distance(student, held_out, features)
+    return CompiledLoans(model=student.eval(), distance=distance)
+
+
+class _Teacher:
+    """Rolls the autoregressive model along macro paths and reads its probabilities on what it drew."""
+
+    def __init__(
+        self, teacher: Any, rows: NetworkRows, sample: pl.DataFrame, reference_month: int | None
+    ) -> None:
+        self.teacher, self.rows, self.start = teacher, rows, rows.start
+        self.features = loan_inputs(sample, reference_month)
+        keys = ["asset_class", "vintage_month"]
+        numbered = rows.cohorts.select(keys).with_row_index("cohort")
+        placed = sample.join(numbered, on=keys, how="left", maintain_order="left")
+        self.cohort = placed["cohort"].to_numpy().astype(np.int64)
+        self.state = sample["loan_state"].to_numpy().astype(np.int64)
+        self.since = sample["months_since_miss"].to_numpy().astype(np.int64)
+        self.final = sample["remaining_term_months"].to_numpy().astype(np.int64) - 1
+
+    def lessons(self, macro_PTM: np.ndarray, seed: int) -> Lessons:
+        """Histories of every sample loan along every path, path after path."""
+        n_paths, n_months = macro_PTM.shape[:2]
+        state, since = np.tile(self.state, n_paths), np.tile(self.since, n_paths)
+        features = torch.from_numpy(np.tile(self.features, (n_paths, 1)))
+        rows = torch.from_numpy(self.rows(macro_PTM)[:, self.cohort]).flatten(0, 1)
+        square = torch.cat([rows, torch.eye(7)[4:].expand(*rows.shape[:2], 3, 7)], dim=2)
+        days = calendar_tensor(self.start, n_months)
+        calendar = None if days is None else days[None].expand(len(features), -1, -1)
+        macro = torch.from_numpy(np.repeat(macro_PTM.astype(np.float32), self.state.size, axis=0))
+        begin, missed = torch.from_numpy(state), torch.from_numpy(since)
+        with torch.inference_mode():
+            options = {"initial_state": begin, "months_since_miss": missed, "calendar": calendar}
+            drawn = self.teacher.generate(features, square, macro, 1, seed=seed, **options)
+            states = drawn["states"][0]
+            logits = self.teacher.forward(features, square, states, **options)["state_logits"]
+        final = torch.from_numpy(np.tile(self.final, n_paths))
+        return Lessons(
+            rows_NTKJ=fold_matured(rows),
+            previous_NT=torch.cat([begin[:, None], states[:, :-1]], dim=1),
+            class_NT=torch.from_numpy(history_along(states.numpy(), state, since)),
+            target_NTJ=fold_matured(torch.softmax(logits, dim=-1)),
+            is_final_NT=torch.arange(n_months)[None] >= final[:, None],
+            start_N=torch.from_numpy(_clock_start(state, since)),
+            loan_N=np.tile(np.arange(self.state.size), n_paths),
+            severity_N=_severities(states, drawn["charge_offs"][0], drawn["losses"][0]),
+            asset_N=np.tile(self.features[:, :4].argmax(axis=1), n_paths),
+        )
+
+
+def _severities(states: Tensor, charge_offs: Tensor, losses: Tensor) -> np.ndarray:
+    """(N,) loss given default of each history, NaN where none occurred."""
+    charged = charge_offs.double().sum(dim=1)
+    lost = torch.where(states == LoanState.default, losses.double(), 0.0).sum(dim=1)
+    return torch.where(charged > 0, lost / charged.clamp(min=1e-9), torch.nan).numpy()
+
+
+def fold_matured(values: Tensor) -> Tensor:
+    """(..., 7) -> (..., 6): the matured column joins prepaid."""
+    return torch.cat([values[..., :5], values[..., 5:6] + values[..., 6:7]], dim=-1)
+
+
+def _teach(student: LoanResidual, lessons: Lessons, features: Tensor, config: DistilConfig) -> None:
+    """Minimise KL(teacher || student) over loan-months; a delinquent one counts as often as it occurs."""
+    where = torch.nonzero(lessons.class_NT >= 0)
+    loan = torch.from_numpy(lessons.loan_N)
+    optimiser = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.n_steps)
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "distil", "batches"))
+    for _ in range(config.n_steps):
+        pick = where[torch.randint(len(where), (min(config.batch, len(where)),), generator=generator)]
+        n, t = pick[:, 0], pick[:, 1]
+        prior = lessons.rows_NTKJ[n, t, lessons.previous_NT[n, t]]
+        residual = student(features)[loan[n], lessons.class_NT[n, t]]
+        loss = _kl(lessons.target_NTJ[n, t], prior, residual).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+
+
+def _kl(target: Tensor, prior: Tensor, residual: Tensor) -> Tensor:
+    """(N,) KL(target || softmax(log prior + residual)); moves the prior excludes cost nothing."""
+    possible = prior > 0
+    logits = torch.where(possible, prior.clamp(min=1e-30).log() + residual, torch.full_like(residual, -1e30))
+    log_student = torch.log_softmax(logits, dim=-1)
+    log_teacher = target.clamp(min=1e-30).log()
+    return torch.where(possible, target * (log_teacher - log_student), torch.zeros_like(target)).sum(dim=-1)
+
+
+# ---- the student's own law, propagated over clock positions ------------------------------------------
+
+
+def _clock_start(state: np.ndarray, since: np.ndarray) -> np.ndarray:
+    performing = np.where(since < 0, 0, np.clip(since, 1, 12))
+    return np.where(state == 0, performing, 13 + 3 * (state - 1)).astype(np.int64)
+
+
+def _clock_classes() -> Tensor:
+    """(22,) history class of each clock position."""
+    from_since = [0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 4, 4, 5]
+    return torch.tensor([*from_since, *range(6, 15)])
+
+
+def _advance(flow_NHJ: Tensor) -> Tensor:
+    """Clock distribution after a month, from flows (N, 22, 6) between positions and states."""
+    later = torch.zeros(flow_NHJ.shape[:2])
+    later[:, 0] = flow_NHJ[:, 0, 0]
+    later[:, 2:13] = flow_NHJ[:, 1:12, 0]
+    later[:, 12] += flow_NHJ[:, 12, 0]
+    later[:, 1] = flow_NHJ[:, 13:, 0].sum(dim=1)
+    for state in (1, 2, 3):
+        own = slice(13 + 3 * (state - 1), 16 + 3 * (state - 1))
+        staying = flow_NHJ[:, own, state]
+        first = own.start
+        later[:, first] = flow_NHJ[:, :, state].sum(dim=1) - staying.sum(dim=1)
+        later[:, first + 1] = staying[:, 0]
+        later[:, first + 2] = staying[:, 1] + staying[:, 2]
+    return later
+
+
+def _moves(rows_NKJ: Tensor, residual_NHJ: Tensor, intercept_KJ: Tensor) -> Tensor:
+    """(N, 22, 6) move probabilities at every clock position."""
+    classes = _clock_classes()
+    states = torch.from_numpy(HISTORY_STATE)[classes]
+    weights = rows_NKJ[:, states] * torch.exp(residual_NHJ[:, classes] + intercept_KJ[states])
+    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+
+
+def _settle(flow: Tensor, is_final: Tensor) -> Tensor:
+    """Take out what matures from (N, X, 6): performing and prepaid where final, (N,) or (N, X)."""
+    keep = torch.ones(N_MOVES)
+    keep[[0, 5]] = 0.0
+    final = is_final[:, None] if is_final.dim() == 1 else is_final
+    return torch.where(final[..., None], flow * keep, flow)
+
+
+def _solve_intercepts(student: LoanResidual, lessons: Lessons, features: Tensor, shrinkage: float) -> Tensor:
+    """(T, 4, 6) intercepts, month after month on the occupancy that the corrected student has reached."""
+    residual = student(features)[torch.from_numpy(lessons.loan_N)]
+    n_months = lessons.previous_NT.shape[1]
+    occupancy = torch.nn.functional.one_hot(lessons.start_N, N_CLOCK).float()
+    states = torch.from_numpy(HISTORY_STATE)[_clock_classes()]
+    found = torch.zeros(n_months, 4, N_MOVES)
+    for t in range(n_months):
+        alive = lessons.class_NT[:, t] >= 0
+        for _ in range(3):
+            flow = occupancy[..., None] * _moves(lessons.rows_NTKJ[:, t], residual, found[t])
+            for state in range(4):
+                here = alive & (lessons.previous_NT[:, t] == state)
+                taught = lessons.target_NTJ[here, t].sum(dim=0)
+                reached = flow[:, states == state].sum(dim=(0, 1))
+                if taught.sum() < 1 or reached.sum() <= 1e-6:
+                    continue
+                share = reached / reached.sum()
+                wanted = (taught + shrinkage * share) / (taught.sum() + shrinkage)
+                step = torch.where(share > 0, (wanted.clamp(min=1e-12) / share.clamp(min=1e-12)).log(), 0.0)
+                found[t, state] += step.clamp(-2.0, 2.0)
+        flow = occupancy[..., None] * _moves(lessons.rows_NTKJ[:, t], residual, found[t])
+        occupancy = _advance(_settle(flow, lessons.is_final_NT[:, t]))
+    return found
+
+
+def _default_value(student: LoanResidual, lessons: Lessons, residual: Tensor, months: int) -> list[Tensor]:
+    """Per month 0..months the (N, 22) probability, under the student, of a default by `months` from there."""
+    value = torch.zeros(len(residual), N_CLOCK)
+    values = [value]
+    for t in range(months - 1, -1, -1):
+        moves = _moves(lessons.rows_NTKJ[:, t], residual, student.intercept[t])
+        moves = _settle(moves, lessons.is_final_NT[:, t])
+        value = (moves * _worth(value)).sum(dim=-1)
+        values.append(value)
+    return values[::-1]
+
+
+def _worth(value_NH: Tensor) -> Tensor:
+    """(N, 22, 6) worth of each move from each clock position, given the worth of positions a month on."""
+    worth = torch.zeros(*value_NH.shape, N_MOVES)
+    onward = torch.tensor([0, *range(2, 13), 12])
+    worth[:, :13, 0] = value_NH[:, onward]
+    worth[:, 13:, 0] = value_NH[:, 1:2]
+    for state in (1, 2, 3):
+        first = 13 + 3 * (state - 1)
+        worth[:, :, state] = value_NH[:, first : first + 1]
+        worth[:, first : first + 3, state] = value_NH[:, [first + 1, first + 2, first + 2]]
+    worth[:, :, LoanState.default] = 1.0
+    return worth
+
+
+def _positions(lessons: Lessons) -> Tensor:
+    """(N, T) clock position before each month, -1 after the end."""
+    found, position = [], lessons.start_N.clone()
+    rows = torch.arange(len(position))
+    n_months = lessons.previous_NT.shape[1]
+    for t in range(n_months):
+        alive = lessons.class_NT[:, t] >= 0
+        found.append(torch.where(alive, position, -1))
+        if t + 1 < n_months:
+            one_hot = torch.zeros(len(position), N_CLOCK, N_MOVES)
+            one_hot[rows, position, lessons.previous_NT[:, t + 1].clamp(max=5)] = 1.0
+            moved = _advance(one_hot)
+            position = torch.where(moved.sum(dim=1) > 0, moved.argmax(dim=1), position)
+    return torch.stack(found, dim=1)
+
+
+def _distance(student: LoanResidual, lessons: Lessons, features: Tensor) -> dict[str, float]:
+    """Per-step KL and relative gaps of cumulative defaults; see `CompiledLoans`.
+
+    Gap by the performance-difference identity (Kakade and Langford 2002, lemma 6.1): along the teacher's own
+    histories, D_teacher - D_student = E sum_t sum_j (p_teacher - p_student)(j) V_student(t + 1, j). Its noise
+    shrinks with the difference itself, so a few hundred histories settle a per cent.
+    """
+    residual = student(features)[torch.from_numpy(lessons.loan_N)]
+    positions, living = _positions(lessons), lessons.class_NT >= 0
+    rows = torch.arange(len(positions))
+    probabilities = [
+        _moves(lessons.rows_NTKJ[:, t], residual, student.intercept[t])[rows, positions[:, t].clamp(min=0)]
+        for t in range(positions.shape[1])
+    ]
+    mine_NTJ = torch.stack(probabilities, dim=1)
+    kl = (lessons.target_NTJ * (_log(lessons.target_NTJ) - _log(mine_NTJ))).sum(dim=-1)[living]
+    found = {"kl_per_step": float(kl.mean())}
+    difference = torch.where(living[..., None], lessons.target_NTJ - mine_NTJ, 0.0)
+    difference = _settle(difference, lessons.is_final_NT)
+    score = features[:, SCORE].numpy()[lessons.loan_N]
+    for months in sorted({min(h, positions.shape[1]) for h in HORIZONS}):
+        values = _default_value(student, lessons, residual, months)
+        gap = torch.zeros(len(positions), dtype=torch.float64)
+        for t in range(months):
+            worth = _worth(values[t + 1])[rows, positions[:, t].clamp(min=0)]
+            gap -= (difference[:, t] * worth).sum(dim=-1).double()
+        level = values[0][rows, lessons.start_N].double().numpy()
+        for name, picked in _score_thirds(score).items():
+            found |= _relative_gap(f"default_gap_{months}{name}", gap.numpy()[picked], level[picked])
+    return found
+
+
+def _log(values: Tensor) -> Tensor:
+    return values.clamp(min=1e-30).log()
+
+
+def _relative_gap(key: str, gap: np.ndarray, student_level: np.ndarray) -> dict[str, float]:
+    """(student - teacher) / teacher of mean cumulative defaults, and its standard error."""
+    teacher = student_level.mean() - gap.mean()
+    if gap.size < 2 or teacher <= 0:
+        return {}
+    return {
+        key: float(gap.mean() / teacher),
+        f"{key}_se": float(gap.std(ddof=1) / np.sqrt(gap.size) / teacher),
+    }
+
+
+def _score_thirds(score_N: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks: everything (''), and the thirds by internal score where known."""
+    known = np.isfinite(score_N)
+    masks = {"": np.ones(score_N.size, dtype=bool)}
+    if known.sum() >= 6:
+        low, high = np.quantile(score_N[known], [1 / 3, 2 / 3])
+        masks |= {
+            "_low": known & (score_N <= low),
+            "_mid": known & (score_N > low) & (score_N <= high),
+            "_high": known & (score_N > high),
+        }
+    return masks
+
+
+def _severity_table(*lessons: Lessons) -> np.ndarray:
+    """(4, 33) quantiles of the teacher's severities by class; the stated table where it drew too few."""
+    severity = np.concatenate([part.severity_N for part in lessons])
+    asset = np.concatenate([part.asset_N for part in lessons])
+    table = DEFAULT_SEVERITY.copy()
+    for group in range(table.shape[0]):
+        drawn = severity[(asset == group) & np.isfinite(severity)]
+        if drawn.size >= MIN_DEFAULTS_FOR_SEVERITY:
+            table[group] = np.quantile(np.clip(drawn, 0.0, 1.0), np.linspace(0, 1, table.shape[1]))
+    return table.astype(np.float32)

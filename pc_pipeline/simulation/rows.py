@@ -1,0 +1,76 @@
+"""The networks as the simulator calls them: cohort rows per macro path, raw features per loan.
+
+Here: `NetworkRows`, `loan_inputs`, the calendar of a run. Not here: the networks (`models`), the kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from pc_pipeline.core.periods import month_index, month_range
+from pc_pipeline.loans.features import FeatureScaler, calendar_features, loan_features
+from pc_pipeline.schemas.units import COHORT_FEATURES, LOAN_FEATURES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkRows:
+    """A transition network as a provider of rows: macro (P, T, 9) -> (P, C, T, 4, 7) float32.
+
+    Attributes:
+        model: `TransitionTransformer`, or anything with its `rows`.
+        cohorts: cohort table with the 12 raw COHORT_FEATURES.
+        start: first simulated month; None leaves the calendar neutral.
+        intercept_TKJ: additive logits (T, 4, 7) from distillation, or None.
+    """
+
+    model: Any
+    cohorts: pl.DataFrame
+    start: date | None = None
+    intercept_TKJ: np.ndarray | None = None
+
+    def __call__(self, macro_PTM: np.ndarray) -> np.ndarray:
+        """Rows of a batch of paths."""
+        features = self.cohorts.select(COHORT_FEATURES).cast(pl.Float32).fill_null(np.nan).to_numpy()
+        device = next(self.model.parameters()).device
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                rows = self.model.rows(
+                    torch.from_numpy(np.array(features, dtype=np.float32)).to(device),
+                    torch.from_numpy(np.array(macro_PTM, dtype=np.float32)).to(device),
+                    calendar_tensor(self.start, macro_PTM.shape[1], device),
+                )
+                if self.intercept_TKJ is not None:
+                    rows = rows * torch.from_numpy(np.exp(self.intercept_TKJ)).to(rows)
+                    rows = rows / rows.sum(dim=-1, keepdim=True)
+                return rows.cpu().numpy()
+        finally:
+            self.model.train(was_training)
+
+
+def calendar_tensor(start: date | None, n_months: int, device: Any = "cpu") -> torch.Tensor | None:
+    """(T, 2) month of year and month-end weekday of the simulated months; None is neutral."""
+    if start is None:
+        return None
+    return torch.from_numpy(calendar_features(month_range(start, n_months))).long().to(device)
+
+
+def loan_inputs(pool: pl.DataFrame, reference_month: int | None = None) -> np.ndarray:
+    """(L, 24) raw features of each loan at the cut-off, NaN where missing.
+
+    Args:
+        pool: `pool` table with tape columns.
+        reference_month: month index at which vintage_index is 0; the pool's first vintage without it.
+    """
+    first = month_index(pool["vintage_month"].min()) if reference_month is None else reference_month  # type: ignore[arg-type]
+    n = len(LOAN_FEATURES)
+    identity = FeatureScaler(names=LOAN_FEATURES, mean=(0.0,) * n, sd=(1.0,) * n, reference_month=first)
+    found = loan_features(pool, identity)
+    return np.where(found.missing, np.nan, found.values).astype(np.float32)

@@ -1,0 +1,159 @@
+"""The aggregator on a small pool: its two halves, the whole, and the seeds' three methods."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+
+from pc_pipeline.core.errors import ConfigError, SimulationError
+from pc_pipeline.engines.aggregator import PortfolioAggregator, check_mix, paths_by_scenario
+from pc_pipeline.engines.results import SimulationResults
+from pc_pipeline.loans.pool import pool_snapshot
+from pc_pipeline.loans.tape_generator import LoanTapeGenerator
+from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel, TrajectoryConfig
+from pc_pipeline.models.macro_vae import MacroVAE, MacroVAEConfig
+from pc_pipeline.models.transition_transformer import TransitionConfig, TransitionTransformer
+from pc_pipeline.schemas.tables import TABLES, validate
+from pc_pipeline.schemas.units import MACRO_SERIES
+from pc_pipeline.simulation.distil import DistilConfig
+from pc_pipeline.simulation.monte_carlo import SimulationConfig, simulation_table
+from pc_pipeline.waterfall.config import WaterfallConfig
+
+N_MONTHS, N_PATHS = 12, 24
+FAST = DistilConfig(n_loans=40, n_paths=2, n_steps=10, batch=512)
+
+
+@pytest.fixture(scope="module")
+def loans():
+    return LoanTapeGenerator(n_loans=80, random_seed=1).generate_static_features()
+
+
+@pytest.fixture(scope="module")
+def models():
+    torch.manual_seed(0)
+    return (
+        MacroVAE(MacroVAEConfig(hidden_dim=8, latent_dim=4, n_layers=1)).eval(),
+        TransitionTransformer(TransitionConfig(d_model=16, n_heads=2, n_layers=1)).eval(),
+        LoanTrajectoryModel(TrajectoryConfig(d_model=16, n_heads=2, n_layers=1, diffusion_steps=4)).eval(),
+    )
+
+
+@pytest.fixture(scope="module")
+def results(loans, models) -> SimulationResults:
+    return PortfolioAggregator(WaterfallConfig()).monte_carlo_simulate(
+        loans,
+        *models,
+        n_simulations=N_PATHS,
+        scenario_mix={"baseline": 0.5, "severe": 0.5},
+        n_months=N_MONTHS,
+        distil=FAST,
+    )
+
+
+def flat_macro(n_paths=N_PATHS):
+    return np.tile([series.mean for series in MACRO_SERIES], (n_paths, N_MONTHS, 1))
+
+
+def test_the_whole_run_fills_every_frame(results):
+    assert results.portfolio_losses.shape == (N_PATHS,)
+    assert [tranche.name for tranche in results.tranche_results] == ["Senior", "Mezz", "Junior", "Equity"]
+    assert set(results.cashflows) == {
+        "interest",
+        "scheduled_principal",
+        "prepaid_principal",
+        "defaulted_balance",
+        "recovery",
+    }
+    for name, frame in results.frames().items():
+        if name in TABLES:
+            validate(name, frame)
+    assert 0 < results.expected_loss <= results.var_99 <= results.cvar_99
+    assert results.summary().height == 7 + 2 * 4
+    assert "default_gap_12" in results.diagnostics
+    equity, senior = results.tranche_results[-1], results.tranche_results[0]
+    assert equity.expected_loss >= senior.expected_loss
+
+
+def test_same_seed_same_bytes(loans, models, results):
+    again = PortfolioAggregator().monte_carlo_simulate(
+        loans.to_pandas(),
+        *models,
+        n_simulations=N_PATHS,
+        scenario_mix={"baseline": 0.5, "severely_adverse": 0.5},
+        n_months=N_MONTHS,
+        distil=FAST,
+        config=SimulationConfig(batch_paths=5, n_threads=1),
+    )
+    np.testing.assert_array_equal(results.portfolio_losses, again.portfolio_losses)
+
+
+def test_halves_through_the_stored_table_give_the_same_report(loans, models):
+    aggregator, pool = PortfolioAggregator(), pool_snapshot(loans)
+    simulated = aggregator.simulate(pool, flat_macro(), models[1])
+    stored = simulation_table(simulated, "baseline")
+    direct = aggregator.report(simulated, scenario="baseline")
+    through = aggregator.report(stored, float(pool["current_balance"].sum()))
+    for name, frame in direct.frames().items():
+        assert_frame_equal(frame, through.frames()[name], rel_tol=1e-12)
+
+
+def test_files(results, tmp_path):
+    assert results.to_excel(tmp_path / "report.xlsx").stat().st_size > 5_000
+    folder = results.to_parquet(tmp_path / "tables")
+    back = pl.read_parquet(folder / "tranche_report.parquet")
+    assert back.equals(results.tranche_report())
+
+
+def test_waterfall_by_tensor_carries_gradients_and_by_array_is_hard(loans, models):
+    aggregator = PortfolioAggregator()
+    cash = aggregator.simulate(pool_snapshot(loans), flat_macro(6), models[1]).cash_PTC
+    hard = aggregator.apply_waterfall(cash)
+    tensor = torch.tensor(cash, requires_grad=True)
+    soft = aggregator.apply_waterfall(tensor)
+    assert hard["tranche_cashflows"].shape == soft["tranche_cashflows"].shape == (6, N_MONTHS, 4)
+    soft["tranche_cashflows"][:, :, 0].sum().backward()
+    assert torch.isfinite(tensor.grad).all()
+    assert tensor.grad.abs().sum() > 0
+    sharp = PortfolioAggregator(WaterfallConfig(soft_temperature=1e-4))(tensor)
+    np.testing.assert_allclose(sharp["tranche_losses"].detach(), hard["tranche_losses"], atol=0.02)
+
+
+def test_aggregate_cashflows_by_hand():
+    """Two loans of 100: one repays 40 and prepays 60, one defaults on 100 and loses 30."""
+    trajectories = {
+        "states": torch.tensor([[0, 5], [4, 4]]),
+        "payments": torch.tensor([[41.0, 60.6], [0.0, 0.0]]),
+        "balances": torch.tensor([[60.0, 0.0], [0.0, 0.0]]),
+        "losses": torch.tensor([[0.0, 0.0], [30.0, 0.0]]),
+    }
+    frame = PortfolioAggregator().aggregate_cashflows(
+        trajectories, pl.DataFrame({"original_balance": [100.0, 100.0]})
+    )
+    np.testing.assert_allclose(
+        frame.drop("path_id", "month_index").to_numpy(), [[1, 40, 0, 100, 70], [0.6, 0, 60, 0, 0]], atol=1e-5
+    )
+    with pytest.raises(SimulationError, match="incomplete"):
+        PortfolioAggregator().aggregate_cashflows({}, pl.DataFrame({"original_balance": [1.0]}))
+
+
+def test_mixes():
+    assert check_mix({"severe": 0.25, "severely_adverse": 0.25, "baseline": 0.5}) == {
+        "severely_adverse": 0.5,
+        "baseline": 0.5,
+    }
+    assert paths_by_scenario({"a": 0.5, "b": 0.3, "c": 0.2}, 9) == {"a": 4, "b": 3, "c": 2}
+    with pytest.raises(ConfigError, match="no mix"):
+        check_mix({"baseline": 0.7})
+
+
+def test_bad_runs_are_refused_before_work(loans, models):
+    aggregator = PortfolioAggregator()
+    with pytest.raises(SimulationError, match="shorter than the run"):
+        aggregator.monte_carlo_simulate(loans, flat_macro(), models[1], n_simulations=N_PATHS, n_months=24)
+    with pytest.raises(ConfigError, match="nothing to simulate"):
+        aggregator.monte_carlo_simulate(loans, models[0], models[1], n_simulations=0)
+    with pytest.raises(ConfigError, match="no deal"):
+        PortfolioAggregator({"tranches": []})

@@ -1,0 +1,126 @@
+"""Distillation: a teacher whose law is known must be recovered, and its distance reported as small."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pc_pipeline.core.errors import ConfigError
+from pc_pipeline.loans.features import cohort_table
+from pc_pipeline.loans.pool import pool_snapshot
+from pc_pipeline.loans.tape_generator import LoanTapeGenerator
+from pc_pipeline.schemas.units import LOAN_FEATURES, MACRO_SERIES
+from pc_pipeline.simulation import distil
+from pc_pipeline.simulation.rows import loan_inputs
+from pc_pipeline_tests.simulation.hand import ROW
+
+N_MONTHS = 18
+
+
+class FlatRows(torch.nn.Module):
+    """A transition model: the same rows for every path, cohort and month."""
+
+    def __init__(self):
+        super().__init__()
+        self.level = torch.nn.Parameter(torch.tensor(ROW, dtype=torch.float32))
+
+    def rows(self, cohort_features, macro_paths, calendar=None):
+        shape = (len(macro_paths), len(cohort_features), macro_paths.shape[1], 4, 7)
+        return self.level.expand(shape)
+
+
+class KnownTeacher:
+    """p(30dpd) from performing is tripled after a miss and scaled by the loan's score; nothing else."""
+
+    def forward(self, features, rows, states, initial_state=None, months_since_miss=None, calendar=None):
+        previous = torch.cat([initial_state[:, None], states[:, :-1]], dim=1)
+        months = torch.arange(states.shape[1])
+        missed = torch.where((previous >= 1) & (previous <= 3), months, -1000).cummax(dim=1).values
+        recently = (months - missed <= 5) & (previous == 0)
+        own = rows.gather(2, previous[..., None, None].expand(-1, -1, 1, 7))[:, :, 0]
+        logits = own.clamp(min=1e-30).log()
+        score = torch.nan_to_num(features[:, LOAN_FEATURES.index("internal_score")], nan=60.0)
+        push = recently * np.log(3.0) + (60.0 - score)[:, None] / 40.0 * (previous == 0)
+        logits[..., 1] = logits[..., 1] + push
+        return {"state_logits": torch.where(own > 0, logits, -torch.inf)}
+
+    def generate(
+        self, features, rows, macro, n_samples=1, *, initial_state, months_since_miss, calendar, seed
+    ):
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        states = initial_state[:, None].expand(-1, rows.shape[1]).clone()
+        for month in range(rows.shape[1]):
+            logits = self.forward(features, rows, states, initial_state)["state_logits"][:, month]
+            states[:, month] = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        charge_offs = torch.zeros(states.shape, dtype=torch.float64)
+        default = states == 4
+        charge_offs[default & (default.cumsum(1) == 1)] = 100.0
+        return {"states": states[None], "charge_offs": charge_offs[None], "losses": 0.4 * charge_offs[None]}
+
+
+@pytest.fixture(scope="module")
+def taught():
+    pool = pool_snapshot(LoanTapeGenerator(n_loans=150, random_seed=2).generate_static_features())
+    macro = np.tile([series.mean for series in MACRO_SERIES], (4, N_MONTHS, 1))
+    config = distil.DistilConfig(n_loans=150, n_paths=4, n_steps=120, batch=4096)
+    return pool, macro, distil.distil_loans(KnownTeacher(), FlatRows(), pool, macro, config)
+
+
+def test_the_student_finds_the_memory_and_the_score(taught):
+    pool, _, compiled = taught
+    features = loan_inputs(pool)
+    weights = compiled.weights(features)
+    assert weights.shape == (150, 15, 6)
+    odds = weights[:, :, 1] / weights[:, :, 0]
+    ratio = np.exp(np.mean(np.log(odds[:, 2] / odds[:, 0])))  # two months after a miss against never
+    assert ratio == pytest.approx(3.0, rel=0.25)
+    score = features[:, LOAN_FEATURES.index("internal_score")]
+    known = np.isfinite(score)
+    assert np.polyfit(score[known], np.log(odds[known, 0]), 1)[0] == pytest.approx(-1 / 40, rel=0.35)
+
+
+def test_the_distance_is_small_and_has_an_error(taught):
+    distance = taught[2].distance
+    assert 0 <= distance["kl_per_step"] < 0.003
+    assert abs(distance["default_gap_18"]) < 0.05 + 3 * distance["default_gap_18_se"]
+    assert 0 < distance["default_gap_18_se"] < 0.1
+    for third in ("_low", "_mid", "_high"):
+        assert f"default_gap_12{third}" in distance
+
+
+def test_the_gap_identity_holds_against_brute_force(taught):
+    """Teacher minus student by the identity equals the difference of two plain averages, within its noise."""
+    pool, macro, compiled = taught
+    rows = distil.NetworkRows(model=FlatRows(), cohorts=cohort_table(pool))
+    ask = distil._Teacher(KnownTeacher(), rows, pool, None)
+    lessons = ask.lessons(np.repeat(macro[:1], 8, axis=0), seed=5)
+    features = torch.from_numpy(ask.features)
+    with torch.inference_mode():
+        found = distil._distance(compiled.model, lessons, features)
+        residual = compiled.model(features)[torch.from_numpy(lessons.loan_N)]
+        value = distil._default_value(compiled.model, lessons, residual, N_MONTHS)[0]
+    student = float(value[torch.arange(len(value)), lessons.start_N].mean())
+    hazard = torch.where(lessons.class_NT >= 0, lessons.target_NTJ[..., 4], 0.0).sum(dim=1)
+    plain = student / float(hazard.mean()) - 1.0
+    error = float(hazard.std()) / np.sqrt(len(hazard)) / float(hazard.mean())
+    assert abs(found["default_gap_18"] - plain) < 4 * error
+    assert found["default_gap_18_se"] < error / 2
+
+
+def test_severities_of_the_teacher_are_kept_where_it_drew_enough(taught):
+    table = taught[2].severity_GQ
+    assert table.shape == (4, 33)
+    assert ((table >= 0) & (table <= 1)).all()
+
+
+def test_intercepts_reach_any_horizon(taught):
+    table = taught[2].intercept(40)
+    assert table.shape == (40, 4, 7)
+    np.testing.assert_array_equal(table[30], table[N_MONTHS - 1])
+    np.testing.assert_array_equal(table[..., 6], table[..., 5])
+
+
+def test_too_little_to_learn_from_is_refused():
+    with pytest.raises(ConfigError):
+        distil.DistilConfig(n_paths=1)
