@@ -8,9 +8,9 @@ performing whatever its arrears: moves between buckets cannot be learned from th
 
 **Quarters to months.** Time t is the month 2000-04 plus 3 (t - 1) months. Between two consecutive quarters
 the two months carry the earlier quarter's state and balance; what happened in the quarter is dated in its
-last month. So monthly counts are a third of the quarterly hazard on average, all of it in every third month. A
-gap of a quarter or more is not filled. The loan ends in its event; principal of a quarter falls in its
-last month.
+last month. So monthly counts are a third of the quarterly hazard on average, all of it in every third
+month. A gap of a quarter or more is not filled. The loan ends in its event; principal of a quarter falls in
+its last month.
 
 A default charges off the balance; recovery = (1 - lgd) x balance, dated at res_time. Losses not yet resolved
 count as no recovery and are counted. Zero means missing for original rate, original balance and balance.
@@ -66,7 +66,7 @@ class QuarterlyMortgage:
     name = "quarterly_mortgage"
     rule = (
         "filed events: status_time 0 alive = performing (no delinquency is filed), 1 default, 2 payoff = "
-        "prepaid, matured from the final contractual month; a quarter's two inner months carry the earlier one"
+        "prepaid, matured from the final contractual month; inner months of a quarter carry the earlier one"
     )
     expects = f"quarterly rows with {', '.join(REQUIRED)}"
 

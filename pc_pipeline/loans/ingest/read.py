@@ -23,12 +23,21 @@ from pc_pipeline.loans.ingest.files import Part, source_sha256, survey, where
 from pc_pipeline.loans.ingest.quarterly_mortgage import QuarterlyMortgage
 from pc_pipeline.loans.ingest.result import IngestResult, QualityLog
 from pc_pipeline.loans.ingest.sec_auto import SecAuto
+from pc_pipeline.loans.ingest.sec_auto_xml import SecAutoXml
 from pc_pipeline.loans.ingest.sec_cmbs import SecCmbs
 from pc_pipeline.loans.ingest.uci_cards import UciCards
 
 ADAPTERS: Final[dict[str, Adapter]] = {
     adapter.name: adapter
-    for adapter in (SecAuto(), SecCmbs(), FannieMae(), QuarterlyMortgage(), UciCards(), Canonical())
+    for adapter in (
+        SecAuto(),
+        SecAutoXml(),
+        SecCmbs(),
+        FannieMae(),
+        QuarterlyMortgage(),
+        UciCards(),
+        Canonical(),
+    )
 }
 
 

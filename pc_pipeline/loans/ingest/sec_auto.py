@@ -22,11 +22,11 @@ import polars as pl
 from pc_pipeline.core.errors import IngestError
 from pc_pipeline.loans.ingest import ledger
 from pc_pipeline.loans.ingest.adapter import Options, Tables, cast_columns, find_part, recoveries_table
-from pc_pipeline.loans.ingest.canonical import screen_loans
 from pc_pipeline.loans.ingest.files import Part, read_part, where
 from pc_pipeline.loans.ingest.history import in_order, known_months
 from pc_pipeline.loans.ingest.result import QualityLog
 from pc_pipeline.loans.ingest.screen import contract_rules, panel_rules, screen
+from pc_pipeline.loans.ingest.tapes import complete_loans, positive, valid_score
 from pc_pipeline.schemas.states import LoanState
 from pc_pipeline.schemas.tables import columns
 
@@ -46,7 +46,7 @@ OPTIONAL: Final[dict[str, Any]] = {
     "originatorName": pl.String,
     "vehicleNewUsedCode": pl.String,
     "vehicleValueAmount": pl.Float64,
-    "obligorCreditScore": pl.Float64,
+    "obligorCreditScore": pl.String,
     "paymentToIncomePercentage": pl.Float64,
     "obligorGeographicLocation": pl.String,
     "reportingPeriodBeginningLoanBalanceAmount": pl.Float64,
@@ -65,7 +65,6 @@ PANEL_COLUMNS: Final[dict[str, Any]] = {
 }
 MISSED_SHARE: Final = 0.5  # a month is missed when less than this share of the level payment came
 WRITTEN_SHARE: Final = 0.5  # zero balance is a default when less than this share of the balance was paid
-_SCORE: Final = (300.0, 850.0)
 
 
 class SecAuto:
@@ -135,51 +134,47 @@ def filed_month(name: str) -> pl.Expr:
 def auto_loans(filed: pl.DataFrame, log: QualityLog, file: str) -> pl.DataFrame:
     """Table loan_tape from EX-102 fields."""
     value, amount = pl.col("vehicleValueAmount"), pl.col("originalLoanAmount")
-    score = pl.col("obligorCreditScore")
-    odd_score = filed.select((~score.is_between(*_SCORE)).sum()).item() or 0
-    log.repair(file, "obligorCreditScore", odd_score, "outside 300-850: null")
+    score = valid_score(pl.col("obligorCreditScore").cast(pl.Float64, strict=False))
+    odd_score = filed.select((pl.col("obligorCreditScore").is_not_null() & score.is_null()).sum()).item() or 0
+    log.count("unusable_scores", odd_score)
+    log.repair(file, "obligorCreditScore", odd_score, "text, or outside 300-850: null")
     no_value = filed.select((value <= 0).sum()).item() or 0
     log.repair(file, "vehicleValueAmount", no_value, "zero means missing: null")
     for name, how in (
-        ("internal_score_origination", "not filed: null"),
-        ("industry_sector", "not filed: null"),
         ("ltv_origination", "derived: original amount over vehicle value"),
         ("dti_dscr_origination", "payment to income, where filed"),
         ("maturity_date", "as filed; it may differ from origination plus term by a few months"),
     ):
         log.note(file, name, how)
-    car = pl.when(value > 0).then(value)
-    frame = filed.select(
-        "_row",
-        pl.col("assetNumber").str.strip_chars().alias("loan_id"),
-        filed_month("originationDate").alias("origination_date"),
-        filed_month("loanMaturityDate").alias("maturity_date"),
-        pl.col("originalLoanTerm").alias("term_months"),
-        amount.alias("original_balance"),
-        pl.col("originalInterestRatePercentage").alias("interest_rate"),
-        pl.lit("fixed").alias("rate_type"),
-        pl.lit(None, pl.Float64).alias("spread_bps"),
-        pl.lit(None, pl.String).alias("benchmark"),
-        pl.lit("monthly").alias("payment_frequency"),
-        pl.lit("annuity").alias("amortization_type"),
-        pl.lit("consumer").alias("asset_class"),
-        (amount / car).alias("ltv_origination"),
-        pl.col("paymentToIncomePercentage").alias("dti_dscr_origination"),
-        pl.lit(None, pl.Float64).alias("internal_score_origination"),
-        pl.when(score.is_between(*_SCORE)).then(score).alias("external_score_origination"),
-        pl.lit(None, pl.String).alias("industry_sector"),
-        pl.lit("US").alias("geography_country"),
-        pl.col("obligorGeographicLocation").str.strip_chars().alias("geography_region"),
-        pl.lit("consumer").alias("borrower_type"),
-        pl.col("vehicleNewUsedCode")
-        .replace_strict({"1": "vehicle_new", "2": "vehicle_used"}, default="vehicle", return_dtype=pl.String)
-        .alias("collateral_type"),
-        car.alias("collateral_value_origination"),
-        pl.col("originatorName").str.strip_chars().alias("originator_id"),
-        pl.col("deal").alias("underwriting_standard_version"),
-        filed_month("originationDate").alias("vintage_month"),
+    car = positive(value)
+    return complete_loans(
+        filed,
+        {
+            "loan_id": pl.col("assetNumber").str.strip_chars(),
+            "origination_date": filed_month("originationDate"),
+            "maturity_date": filed_month("loanMaturityDate"),
+            "term_months": pl.col("originalLoanTerm"),
+            "original_balance": amount,
+            "interest_rate": pl.col("originalInterestRatePercentage"),
+            "rate_type": pl.lit("fixed"),
+            "amortization_type": pl.lit("annuity"),
+            "asset_class": pl.lit("consumer"),
+            "ltv_origination": amount / car,
+            "dti_dscr_origination": pl.col("paymentToIncomePercentage"),
+            "external_score_origination": score,
+            "geography_country": pl.lit("US"),
+            "geography_region": pl.col("obligorGeographicLocation").str.strip_chars(),
+            "borrower_type": pl.lit("consumer"),
+            "collateral_type": pl.col("vehicleNewUsedCode").replace_strict(
+                {"1": "vehicle_new", "2": "vehicle_used"}, default="vehicle", return_dtype=pl.String
+            ),
+            "collateral_value_origination": car,
+            "originator_id": pl.col("originatorName").str.strip_chars(),
+            "underwriting_standard_version": pl.col("deal"),
+        },
+        log,
+        file,
     )
-    return screen_loans(frame, log, file)
 
 
 def recency_panel(
