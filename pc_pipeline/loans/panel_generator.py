@@ -2,12 +2,11 @@
 
 Here: the kernel that draws states, and the assembly of tables `loan_panel` and `recoveries`. A draw depends
 on (seed, scenario, loan, month, path) only, so chunks, order and threads do not matter. Not here: the tape
-(`tape_generator`), the law (`truth`), cash (`ledger`).
+(`tape_generator`), the law (`truth`), cash (`ledger`), severity and lag (`recoveries`).
 """
 
 from __future__ import annotations
 
-import calendar
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,26 +14,28 @@ from typing import Any, Final
 import numba
 import numpy as np
 import polars as pl
-from scipy.special import ndtr
 
 from pc_pipeline.core.errors import DataError
 from pc_pipeline.core.periods import month_index_expr
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.loans.amortisation import amortization_codes, payment_cents
-from pc_pipeline.loans.asset_classes import RECOVERY_LAG_MONTHS, asset_classes, base_moves
-from pc_pipeline.loans.counter import counter_uniform, normals, uniforms
+from pc_pipeline.loans.asset_classes import base_moves
+from pc_pipeline.loans.counter import counter_uniform
 from pc_pipeline.loans.effects import codes_of, loan_numbers
 from pc_pipeline.loans.ledger import MONEY_COLUMNS, Contracts, walk_ledger
 from pc_pipeline.loans.macro_index import MacroPaths, macro_paths
+from pc_pipeline.loans.panel_rows import month_numbers
+from pc_pipeline.loans.recoveries import DefaultedLoans, lag_months, month_dates, severities
 from pc_pipeline.loans.truth import KIND_OF_MOVE, TrueLaw, fill_row
-from pc_pipeline.schemas.states import PADDING, LoanState
+from pc_pipeline.schemas.states import PADDING
 from pc_pipeline.schemas.tables import columns
 from pc_pipeline.schemas.units import ASSET_CLASSES, MACRO_NAMES
 
 _POLICY, _YIELD, _PROPERTY = (
     MACRO_NAMES.index(name) for name in ("policy_rate", "yield_10y", "property_price_index")
 )
-_SEVERITY_LTV_CORRELATION: Final = 0.5  # a higher LTV loses more; convention
+_WHOLE: Final = ("loan_state", "days_past_due", "months_in_state", "month_end_weekday", "macro_path_id")
+_WHOLE_AND_DATE: Final = len(_WHOLE)  # place of reporting_month after them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,15 +120,33 @@ def _draw_states(
 
 
 @numba.njit(cache=True)
-def _count_in_state(
-    states: np.ndarray, n_rows: np.ndarray, state_out: np.ndarray, run_out: np.ndarray, dpd_out: np.ndarray
+def _describe(
+    states: np.ndarray,
+    n_rows: np.ndarray,
+    first: np.ndarray,
+    path_row: np.ndarray,
+    path_id: np.ndarray,
+    collateral: np.ndarray,
+    is_property: np.ndarray,
+    property_index: np.ndarray,
+    yields: np.ndarray,
+    month_days: np.ndarray,
+    month_weekday: np.ndarray,
+    balance: np.ndarray,
+    rate: np.ndarray,
+    whole: np.ndarray,
+    loan_row: np.ndarray,
+    day: np.ndarray,
+    ltv: np.ndarray,
+    incentive: np.ndarray,
 ) -> None:
+    """Fill all columns that are not cash: `whole` (5, N) state, days past due, run, weekday, path id."""
     row = 0
     for loan in range(states.shape[0]):
-        previous = -1
-        run = 0
-        days = 0
+        previous, run, days = -1, 0, 0
+        path = path_row[loan]
         for position in range(n_rows[loan]):
+            column = first[loan] + position
             state = states[loan, position]
             run = run + 1 if state == previous else 1
             if state <= 2:
@@ -138,9 +157,15 @@ def _count_in_state(
                 days += 30
             else:
                 days = 0
-            state_out[row] = state
-            run_out[row] = run
-            dpd_out[row] = days
+            whole[0, row], whole[1, row], whole[2, row] = state, days, run
+            whole[3, row], whole[4, row] = month_weekday[column], path_id[loan]
+            loan_row[row] = loan
+            day[row] = month_days[column]
+            value = collateral[loan]
+            if is_property[loan]:
+                value *= property_index[path, column] / property_index[path, first[loan] - 1]
+            ltv[row] = np.rint(1e4 * balance[row] / value) / 1e4
+            incentive[row] = np.rint(1e6 * (rate[row] - yields[path, column])) / 1e6
             previous = state
             row += 1
 
@@ -212,61 +237,55 @@ def contracts_of(loans: pl.DataFrame) -> Contracts:
     )
 
 
-def _severity(
-    loans: pl.DataFrame, lives: _Lives, loan_row: np.ndarray, month: np.ndarray, seed: int
-) -> np.ndarray:
-    """(N,) loss given default inside the class range, higher for higher LTV."""
-    ranges = np.array([asset_classes()[name].range("lgd") for name in ASSET_CLASSES])[
-        lives.class_code[loan_row]
-    ]
-    ltv_ranges = np.array([asset_classes()[name].range("ltv") or (np.nan, np.nan) for name in ASSET_CLASSES])
-    low, high = ltv_ranges[lives.class_code[loan_row]].T
-    ltv = loans["ltv_origination"].to_numpy()[loan_row]
-    z_ltv = (ltv - (low + high) / 2) / ((high - low) / np.sqrt(12.0))
-    weight = np.where(np.isnan(z_ltv), 0.0, _SEVERITY_LTV_CORRELATION)
-    noise = normals(seed, lives.number[loan_row], month, lives.path_id[loan_row])
-    place = ndtr(weight * np.nan_to_num(z_ltv) + np.sqrt(1.0 - weight**2) * noise)
-    return ranges[:, 0] + place * (ranges[:, 1] - ranges[:, 0])
+def _calendar(start_month: int, n_months: int) -> tuple[np.ndarray, np.ndarray]:
+    """Days since 1970 of each first of month, and weekday of each last day, Monday 1 .. Sunday 7."""
+    months = (np.arange(start_month, start_month + n_months + 1) - 1970 * 12).astype("datetime64[M]")
+    days = months.astype("datetime64[D]").astype(np.int32)
+    return days[:-1], (days[1:] - 1 + 3) % 7 + 1  # day 0 was a Thursday
 
 
-def _lag_months(lives: _Lives, loan_row: np.ndarray, month: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) whole months from default to recovery cash, even over the class range."""
-    lags = np.array([RECOVERY_LAG_MONTHS[name] for name in ASSET_CLASSES])[lives.class_code[loan_row]]
-    draw = uniforms(seed, lives.number[loan_row], month, lives.path_id[loan_row])
-    return lags[:, 0] + np.floor(draw * (lags[:, 1] - lags[:, 0] + 1)).astype(np.int64)
-
-
-def _ltv_current(
+def _described(
     loans: pl.DataFrame,
     lives: _Lives,
     paths: MacroPaths,
-    loan_row: np.ndarray,
-    column: np.ndarray,
+    states: np.ndarray,
+    n_rows: np.ndarray,
     balance: np.ndarray,
-) -> np.ndarray:
-    """(N,) balance over collateral, to 4 digits; property moves with its index since origination."""
-    property_index = paths.values[..., _PROPERTY]
-    path = lives.path_row[loan_row]
-    growth = property_index[path, column] / property_index[path, lives.first[loan_row] - 1]
-    is_property = (loans["asset_class"] == "realestate").to_numpy()[loan_row]
-    value = loans["collateral_value_origination"].to_numpy()[loan_row] * np.where(is_property, growth, 1.0)
-    return np.rint(1e4 * balance / value) / 1e4
+    rate: np.ndarray,
+) -> tuple[list[pl.Series], np.ndarray]:
+    """The columns of a panel that are not cash, and each row's row on the tape.
 
-
-def _rate_incentive(rate: np.ndarray, paths: MacroPaths, path: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """(N,) rate accrued less the 10-year yield, to the hundredth of a basis point."""
-    return np.rint(1e6 * (rate - paths.values[path, column, _YIELD])) / 1e6
-
-
-def _month_dates(start_month: int, n_months: int) -> tuple[np.ndarray, np.ndarray]:
-    """First days (datetime64[D]) and weekday of the last day, Monday 1 .. Sunday 7, by calendar column."""
-    months = np.arange(start_month, start_month + n_months)
-    firsts = (months - 1970 * 12).astype("datetime64[M]").astype("datetime64[D]")
-    weekdays = [
-        calendar.weekday(m // 12, m % 12 + 1, calendar.monthrange(m // 12, m % 12 + 1)[1]) + 1
-        for m in months.tolist()
+    ltv_current has 4 digits; property collateral moves with the index since origination, other collateral
+    does not. rate_incentive is the rate accrued less the 10-year yield, to a hundredth of a basis point.
+    """
+    total = rate.size
+    whole, loan_row = np.empty((len(_WHOLE), total), dtype=np.int64), np.empty(total, dtype=np.uint32)
+    day, ltv, incentive = np.empty(total, dtype=np.int32), np.empty(total), np.empty(total)
+    _describe(
+        states,
+        n_rows,
+        lives.first,
+        lives.path_row,
+        lives.path_id,
+        loans["collateral_value_origination"].fill_null(np.nan).to_numpy(),
+        (loans["asset_class"] == "realestate").to_numpy(),
+        np.ascontiguousarray(paths.values[..., _PROPERTY]),
+        np.ascontiguousarray(paths.values[..., _YIELD]),
+        *_calendar(paths.start_month, paths.n_months),
+        balance,
+        rate,
+        whole,
+        loan_row,
+        day,
+        ltv,
+        incentive,
+    )
+    series = [pl.Series(name, whole[place]) for place, name in enumerate(_WHOLE)]
+    series += [
+        pl.Series("reporting_month", day).cast(pl.Date),
+        pl.Series("ltv_current", ltv, nan_to_null=True),
     ]
-    return firsts, np.array(weekdays, dtype=np.int64)
+    return [*series, pl.Series("rate_incentive", incentive)], loan_row
 
 
 def _one_scenario(
@@ -279,52 +298,34 @@ def _one_scenario(
     money, rate = walk_ledger(
         states, n_rows, contracts_of(loans), paths.values[..., _POLICY], lives.path_row, lives.first
     )
-    total = rate.size
-    state, run, days = (np.empty(total, dtype=np.int64) for _ in range(3))
-    _count_in_state(states, n_rows, state, run, days)
-    loan_row = np.repeat(np.arange(loans.height), n_rows)
-    age = np.arange(total) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
-    column = lives.first[loan_row] + age
-    firsts, weekdays = _month_dates(paths.start_month, paths.n_months)
+    cash = dict(zip(MONEY_COLUMNS, money, strict=True))
+    described, loan_row = _described(loans, lives, paths, states, n_rows, cash["outstanding_balance"], rate)
+    dates, charged_off = described[_WHOLE_AND_DATE], cash["charge_off_amount"]
 
-    defaulted = np.flatnonzero(state == LoanState.default)
-    month = paths.start_month + column[defaulted]
-    severity = _severity(loans, lives, loan_row[defaulted], month, derive_seed(seed, "severity", scenario))
-    charged_off = money[MONEY_COLUMNS.index("charge_off_amount")]
-    recovery = np.zeros(total)
-    recovery[defaulted] = np.round(charged_off[defaulted] * (1.0 - severity), 2)
-
-    panel = loans.select("loan_id", "asset_class", "vintage_month", "original_balance")[
-        loan_row
-    ].with_columns(
-        pl.Series("reporting_month", firsts[column].astype("datetime64[ms]")).cast(pl.Date),
-        pl.lit(scenario).alias("scenario"),
-        pl.Series("macro_path_id", lives.path_id[loan_row]),
-        pl.Series("loan_state", state),
-        pl.Series("days_past_due", days),
-        pl.Series("months_in_state", run),
-        *(pl.Series(name, money[place]) for place, name in enumerate(MONEY_COLUMNS)),
-        pl.Series("recovery_amount", recovery),
-        pl.Series("loss_amount", np.round(charged_off - recovery, 2)),
-        pl.Series(
-            "ltv_current",
-            _ltv_current(
-                loans, lives, paths, loan_row, column, money[MONEY_COLUMNS.index("outstanding_balance")]
-            ),
-            nan_to_null=True,
-        ),
-        pl.Series("rate_incentive", _rate_incentive(rate, paths, lives.path_row[loan_row], column)),
-        pl.Series("month_end_weekday", weekdays[column]),
+    defaulted = np.flatnonzero(charged_off)
+    month = month_numbers(dates.gather(defaulted)).astype(np.int64)
+    losses = DefaultedLoans(
+        loans=loans[loan_row[defaulted]], month=month, path_id=lives.path_id[loan_row[defaulted]]
     )
-    lag = _lag_months(lives, loan_row[defaulted], month, derive_seed(seed, "recovery_lag", scenario))
+    recovery, loss = np.zeros(rate.size), np.zeros(rate.size)
+    recovery[defaulted] = np.round(charged_off[defaulted] * (1.0 - severities(losses, seed, scenario)), 2)
+    loss[defaulted] = np.round(charged_off[defaulted] - recovery[defaulted], 2)
+
+    static = loans.select("loan_id", "asset_class", "vintage_month", "original_balance")
+    panel = static[loan_row].with_columns(
+        pl.lit(scenario).alias("scenario"),
+        *described,
+        *(pl.Series(name, values) for name, values in cash.items()),
+        pl.Series("recovery_amount", recovery),
+        pl.Series("loss_amount", loss),
+    )
+    recovery_month = month_dates(month + lag_months(losses, seed, scenario))
     recoveries = panel[defaulted].select(
         "loan_id",
         "scenario",
         "macro_path_id",
         pl.col("reporting_month").alias("default_month"),
-        pl.Series(
-            "recovery_month", (month + lag - 1970 * 12).astype("datetime64[M]").astype("datetime64[ms]")
-        ).cast(pl.Date),
+        recovery_month.alias("recovery_month"),
         "recovery_amount",
     )
     return panel.select(columns("loan_panel")), recoveries

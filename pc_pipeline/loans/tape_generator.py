@@ -8,7 +8,7 @@ idiosyncratic effect), so a model can learn that risk from the tape. Not here: t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final
@@ -28,6 +28,7 @@ from pc_pipeline.loans.effects import (
     factor_effect,
     idiosyncratic_effect,
 )
+from pc_pipeline.loans.macro_index import macro_paths
 from pc_pipeline.loans.panel_generator import LoanBook, generate_book
 from pc_pipeline.loans.truth import LawConfig, TrueLaw, true_transition_probabilities
 from pc_pipeline.schemas.tables import columns
@@ -257,6 +258,22 @@ class LoanTapeGenerator:
             scenario=scenario,
             macro_path_id=macro_path_id,
         )
+
+    def stream_scenario(self, macro_table: Any, chunk_loans: int = 20_000) -> Iterator[LoanBook]:
+        """`generate_scenario` in chunks of loans, for portfolios whose panel exceeds memory.
+
+        Chunks together hold the same rows; with several scenarios, each chunk holds all of its loans' lives.
+
+        Raises:
+            ConfigError: a chunk of no loans. DataError: as `generate`.
+        """
+        if chunk_loans < 1:
+            raise ConfigError("a chunk holds loans", expected=">= 1", got=chunk_loans)
+        tape, paths = self.generate_static_features(), macro_paths(macro_table)
+        last_month = self.start_month + self.n_months - 1
+        for start in range(0, self.n_loans, chunk_loans):
+            chunk = tape.slice(start, chunk_loans)
+            yield generate_book(chunk, paths, law=self.law, seed=self.random_seed, last_month=last_month)
 
     def true_transition_probabilities(
         self, loans: Any, macro: Any, months_since_miss: int | np.ndarray = -1, **options: Any
