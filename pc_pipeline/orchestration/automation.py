@@ -1,7 +1,5 @@
 """Jobs, the monthly retraining schedule, and the sensors on new tapes and new scenarios."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

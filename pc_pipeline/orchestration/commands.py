@@ -80,7 +80,7 @@ def run(
     )
     with dg.DagsterInstance.get() as instance:
         launch.run_chain(settings, request, instance)
-    closing.print_report(settings)
+    closing.print_report_and_next_steps(settings)
 
 
 def backfill(
@@ -101,7 +101,7 @@ def backfill(
     settings = _settings(root, data, recipe, seed, deal, macro, device)
     with dg.DagsterInstance.get() as instance:
         launch.backfill(settings, tuple(scenario or ()), instance)
-    closing.print_report(settings)
+    closing.print_report_and_next_steps(settings)
 
 
 def ui(port: Annotated[int, typer.Option(help="Port on loopback.")] = 3000) -> None:

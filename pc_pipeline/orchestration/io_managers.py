@@ -1,7 +1,5 @@
 """How asset values rest in the store: tables as validated Parquet partitions, models as weights + card."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import dagster as dg

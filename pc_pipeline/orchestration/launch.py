@@ -6,6 +6,7 @@ Every run goes through Dagster's instance, so that what a command made is what t
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -23,12 +24,23 @@ from pc_pipeline.core.config import Settings
 from pc_pipeline.core.errors import ConfigError, PcError
 from pc_pipeline.core.store import Store
 from pc_pipeline.engines import stages
+from pc_pipeline.orchestration import checks
 from pc_pipeline.orchestration.automation import prepare_instance
 from pc_pipeline.orchestration.build import build_definitions
 from pc_pipeline.orchestration.partitions import add_scenarios
 from pc_pipeline.recipes import get_recipe
 from pc_pipeline.schemas.units import OBSERVED, STANDARD_SCENARIOS
 
+CHECK_ENDINGS = ("_schema", *(f"_{name}" for name in checks.NAMES))
+LONG_STEPS = (
+    "landing",
+    "macro_vae",
+    "transition_transformer",
+    "loan_trajectory",
+    "joint_model",
+    "simulations",
+    "committee_report",
+)
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -87,37 +99,39 @@ class Launcher:
 
         def listen(entry: dg.EventLogEntry) -> None:
             event = entry.dagster_event
-            if event is None or event.step_key is None or "." in event.step_key or _is_check(event.step_key):
+            if event is None or event.step_key is None or event.step_key.endswith(CHECK_ENDINGS):
                 return
             if event.event_type == dg.DagsterEventType.STEP_START:
                 begun[event.step_key] = time.monotonic()
-                self._say(event.step_key, scenario, "…")
+                if event.step_key.startswith(LONG_STEPS):
+                    self._say(event.step_key, scenario, "[cyan]▸[/cyan]")
             elif event.event_type == dg.DagsterEventType.STEP_SUCCESS:
                 self._done += 1
                 seconds = time.monotonic() - begun.get(event.step_key, time.monotonic())
-                self._say(event.step_key, scenario, f"{seconds:5.1f} s")
+                self._say(event.step_key, scenario, "[green]✓[/green]", f"{seconds:5.1f} s")
 
         self.instance.add_event_listener(run_id, listen)
         yield
 
-    def _say(self, step: str, scenario: str | None, tail: str) -> None:
+    def _say(self, step: str, scenario: str | None, mark: str, tail: str = "") -> None:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
-        count = (
-            f"{min(self._done + (tail == '…'), self.n_stages):>2}/{self.n_stages}" if self.n_stages else ""
-        )
+        done = f"{self._done:>2}/{self.n_stages}" if self.n_stages else ""
         name = f"{step.replace('_and_', ' + ')}{f' · {scenario}' if scenario else ''}"
-        mark = "[dim]▸[/dim]" if tail == "…" else "[green]✓[/green]"
-        self.console.print(f"[dim]{minutes}:{seconds:02d}  {count}[/dim]  {mark} {name:<58} {tail}")
+        self.console.print(
+            f"[dim]{minutes}:{seconds:02d} {done}[/dim] {mark} {name:<52} {tail}", soft_wrap=True
+        )
 
 
-def _is_check(step: str) -> bool:
-    return step.endswith("_schema") or step.split("__")[-1] in {
-        "cash_balances_to_the_cent",
-        "principal_is_accounted_for",
-        "senior_loses_last",
-        "beats_the_markov_table",
-        "scenarios_are_ordered",
-    }
+def log_training_to(console: Console) -> None:
+    """Where there is no terminal for progress bars, training says how far it is in lines."""
+    logger = logging.getLogger("pc_pipeline")
+    if console.is_terminal or logger.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("            %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +159,9 @@ def run_chain(settings: Settings, request: RunRequest, instance: dg.DagsterInsta
         PcError: anything a user can mend; nothing of the failed stage is written.
     """
     store = Store(settings.data_dir)
+    log_training_to(Console(stderr=True))
     get_recipe(settings.recipe, seed=settings.seed)  # refuse an unknown recipe before any work
-    stages.check_deal(settings.deal, str(settings.deals_dir))
+    stages.check_deal(settings.deal)
     prepare_instance(instance)
     add_scenarios(instance, request.scenarios)
     store.sweep()

@@ -3,8 +3,6 @@
 Everything here can be changed per run in Dagster's launchpad and is recorded with the run.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import dagster as dg

@@ -94,6 +94,7 @@ class LoanTape(Table):
     vintage_month: pl.Date = _f("first of the month of origination")
 
     @pa.dataframe_check
+    @classmethod
     def maturity_after_origination(cls, data: PolarsData) -> pl.LazyFrame:
         """Maturity lies after origination."""
         return data.lazyframe.select(pl.col("maturity_date") > pl.col("origination_date"))
@@ -129,12 +130,14 @@ class LoanPanel(Table):
         unique = ["loan_id", "reporting_month", "scenario", "macro_path_id"]  # noqa: RUF012
 
     @pa.dataframe_check
+    @classmethod
     def loss_is_charge_off_less_recovery(cls, data: PolarsData) -> pl.LazyFrame:
         """loss_amount = charge_off_amount - recovery_amount, to the cent."""
         gap = pl.col("charge_off_amount") - pl.col("recovery_amount") - pl.col("loss_amount")
         return data.lazyframe.select(gap.abs() < CENT)
 
     @pa.dataframe_check
+    @classmethod
     def terminal_rows_are_settled(cls, data: PolarsData) -> pl.LazyFrame:
         """Default, prepaid and matured leave no balance; only a default charges off."""
         terminal = pl.col("loan_state").is_in(ABSORBING_STATES)
@@ -144,6 +147,7 @@ class LoanPanel(Table):
         )
 
     @pa.dataframe_check
+    @classmethod
     def not_before_origination(cls, data: PolarsData) -> pl.LazyFrame:
         """No report from before the loan existed."""
         return data.lazyframe.select(pl.col("reporting_month") >= pl.col("vintage_month"))

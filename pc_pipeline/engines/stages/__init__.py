@@ -34,6 +34,7 @@ from pc_pipeline.engines.stages.identities import (
     seniority_breaches,
     simulation_breaches,
 )
+from pc_pipeline.engines.stages.landing import read_landing
 from pc_pipeline.engines.stages.learning import (
     JointStage,
     LearningTables,
@@ -52,17 +53,20 @@ from pc_pipeline.engines.stages.learning import (
 )
 from pc_pipeline.engines.stages.results import (
     HTML_REPORT,
+    WORKBOOK,
     SimulationStage,
     check_deal,
     committee_report,
     find_deal,
     loss_frame,
     report,
+    report_frames,
     simulate,
 )
 
 __all__ = [
     "HTML_REPORT",
+    "WORKBOOK",
     "JointStage",
     "LearningTables",
     "LoanTrajectoryStage",
@@ -95,7 +99,9 @@ __all__ = [
     "panel_breaches",
     "pool",
     "quarantine_reasons",
+    "read_landing",
     "report",
+    "report_frames",
     "seniority_breaches",
     "simulate",
     "simulation_breaches",

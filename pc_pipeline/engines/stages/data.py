@@ -21,15 +21,10 @@ from pc_pipeline.loans.panel_generator import LoanBook
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
 from pc_pipeline.loans.transitions import transition_table
-from pc_pipeline.scenarios import (
-    MacroScenarioGenerator,
-    ScenarioDefinition,
-    calibrate,
-    load_history,
-    load_scenarios,
-    macro_table,
-    standard_scenario,
-)
+from pc_pipeline.scenarios.calibration import calibrate
+from pc_pipeline.scenarios.definitions import ScenarioDefinition, load_scenarios, standard_scenario
+from pc_pipeline.scenarios.generator import MacroScenarioGenerator, macro_table
+from pc_pipeline.scenarios.history import MacroHistory, load_history
 from pc_pipeline.schemas.states import LOAN_STATE_NAMES
 from pc_pipeline.schemas.tables import validate
 from pc_pipeline.schemas.units import (
@@ -139,10 +134,10 @@ def land(
     rows_in = result.loans.height + result.panel.height + result.quarantine.height
     claim_store(
         store,
-        pool=result.sha256,
+        pool=result.source_sha256,
         landing=Landing(
             source=str(path),
-            sha256=result.sha256,
+            sha256=result.source_sha256,
             adapter=result.adapter,
             rule=result.rule,
             as_of=result.as_of.isoformat(),
@@ -263,7 +258,7 @@ def macro_paths(store: Store, config: MacroPathsConfig, scenario: str, history: 
     source = history or landing.history
     real = load_history(source) if source else None
     if scenario == OBSERVED:
-        return _observed_macro(store, real)
+        return _observed_macro(store, landing, real)
     start = add_months(landing.as_of_month, 1)
     assumptions = initial = None
     if real is not None:
@@ -286,16 +281,18 @@ def macro_paths(store: Store, config: MacroPathsConfig, scenario: str, history: 
     return MacroPaths(table, named)
 
 
-def _observed_macro(store: Store, real: object) -> MacroPaths:
+def _observed_macro(store: Store, landing: Landing, real: MacroHistory | None) -> MacroPaths:
     panel = store.read_table("landing_panel")
-    last = read_landing(store)
-    first: date = panel["reporting_month"].min() if panel.height else last.as_of_month  # type: ignore
-    months = pl.DataFrame({"month": _months_between(add_months(first, -12), last.as_of_month)})  # type: ignore
+    last = landing.as_of_month
+    first = panel["reporting_month"].min() if panel.height else last
+    if not isinstance(first, date):
+        raise ConfigError("the landed panel has no months", expected="dates", got=first)
+    months = pl.DataFrame({"month": _months_between(add_months(first, -12), last)})
     if real is None:
         values = months.with_columns(pl.lit(s.mean).alias(s.name) for s in MACRO_SERIES)
         source = "no macro history: flat at the baseline means"
     else:
-        values = months.join(real.frame, on="month", how="left").sort("month")  # type: ignore[attr-defined]
+        values = months.join(real.frame, on="month", how="left").sort("month")
         missing = values.filter(pl.any_horizontal(pl.col(MACRO_NAMES).is_null()))
         if missing.height:
             raise ConfigError(

@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from pc_pipeline.core.store import Store, replace_file
 
@@ -70,7 +71,7 @@ def read_landing(store: Store) -> Landing | None:
     return Landing(**source["landing"]) if source.get("landing") else None
 
 
-def _read(store: Store) -> dict[str, dict[str, str]]:
+def _read(store: Store) -> dict[str, Any]:
     path = _note(store)
     return json.loads(path.read_text()) if path.exists() else {}
 

@@ -1,10 +1,11 @@
 """What all assets share: owners, tags, plots as metadata."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import dagster as dg
+from matplotlib.figure import Figure
+
+from pc_pipeline.reports.ink import to_png_uri
 
 OWNERS = ["team:structured-credit"]
 HEAVY_TAGS: dict[str, Any] = {
@@ -15,9 +16,9 @@ HEAVY_TAGS: dict[str, Any] = {
 }
 
 
-def plot_metadata(data_uri: str, title: str) -> dg.MarkdownMetadataValue:
+def plot_metadata(figure: Figure, title: str) -> dg.MarkdownMetadataValue:
     """A picture, one click away in the UI."""
-    return dg.MetadataValue.md(f"![{title}]({data_uri})")
+    return dg.MetadataValue.md(f"![{title}]({to_png_uri(figure, dpi=80)})")
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> dg.MarkdownMetadataValue:

@@ -1,7 +1,5 @@
 """From a delivered or generated tape to a panel, its transitions and the pool to simulate."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import dagster as dg
@@ -12,7 +10,7 @@ from pc_pipeline.orchestration.assets.common import OWNERS, as_markdown, plot_me
 from pc_pipeline.orchestration.io_managers import table_metadata
 from pc_pipeline.orchestration.partitions import SCENARIOS
 from pc_pipeline.orchestration.resources import SettingsResource, StoreResource
-from pc_pipeline.reports import plots
+from pc_pipeline.reports import model_plots
 
 KINDS = {"polars", "parquet"}
 
@@ -122,7 +120,7 @@ def loan_panel_and_recoveries(
 )
 def transitions(loan_panel: pl.DataFrame, loan_tape: pl.DataFrame) -> dg.Output[pl.DataFrame]:
     counts = stages.transitions(loan_panel, loan_tape)
-    heat = plots.png_data_uri(plots.transition_heat_map(stages.transition_matrix(counts)))
+    heat = model_plots.transition_heat_map(stages.transition_matrix(counts))
     return dg.Output(
         counts, metadata={"moves": int(counts["n_moves"].sum()), "matrix": plot_metadata(heat, "matrix")}
     )

@@ -1,7 +1,6 @@
 """From simulated cash to tranche reports, the committee report and the analyst's warehouse."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -37,20 +36,18 @@ def tranche_report_tables(
     simulations: pl.DataFrame,
     pool: pl.DataFrame,
     settings: SettingsResource,
-) -> tuple[dg.Output[pl.DataFrame], ...]:
+) -> Iterator[dg.Output[pl.DataFrame]]:
     deal = stages.find_deal(settings.deal, settings.deals_dir, pool)
-    results = stages.report(settings.load().simulation, context.partition_key, simulations, pool, deal)
-    frames = results.frames()
-    losses = plots.png_data_uri(plots.loss_distribution(stages.loss_frame(results)))
-    return tuple(
-        dg.Output(
-            frames[name],
-            output_name=name,
-            metadata={"table": as_markdown(frames[name].head(20).to_dicts())}
-            | ({"losses": plot_metadata(losses, "loss distribution")} if name == "tranche_report" else {}),
-        )
-        for name in TABLES
+    results = stages.report(context.partition_key, simulations, pool, deal)
+    frames = stages.report_frames(results)
+    losses = plot_metadata(plots.loss_distribution(results.portfolio_losses, results.weights), "losses")
+    yield from (
+        dg.Output(frames[name], output_name=name, metadata=_table(frames[name], losses)) for name in TABLES
     )
+
+
+def _table(frame: pl.DataFrame, losses: dg.MarkdownMetadataValue) -> dict[str, Any]:
+    return {"table": as_markdown(frame.head(20).to_dicts()), "loss distribution": losses}
 
 
 @dg.asset(

@@ -1,7 +1,5 @@
 """Macro paths, one partition a scenario."""
 
-from __future__ import annotations
-
 import dagster as dg
 import polars as pl
 
@@ -28,7 +26,7 @@ def macro_scenarios(
     paths = stages.macro_paths(
         store.store, settings.load().macro_paths, context.partition_key, history=settings.macro
     )
-    fan = plots.png_data_uri(plots.macro_fan(stages.macro_fan(paths)))
+    fan = plots.macro_fan(stages.macro_fan(paths), context.partition_key)
     return dg.Output(
         paths.frame,
         metadata={

@@ -1,7 +1,5 @@
 """Monte Carlo, one partition a scenario."""
 
-from __future__ import annotations
-
 import dagster as dg
 import polars as pl
 
@@ -50,7 +48,7 @@ def simulations_and_macro_fan(
         macro_scenarios,
         compute.resolve(),
     )
-    plot = plots.png_data_uri(plots.macro_fan(run.macro_fan))
+    plot = plots.macro_fan(run.macro_fan, context.partition_key)
     return (
         dg.Output(run.table, output_name="simulations", metadata=run.metadata),
         dg.Output(

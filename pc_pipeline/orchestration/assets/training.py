@@ -1,7 +1,5 @@
 """Component models, the jointly fine-tuned model and its compiled form; trained over all scenarios."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import dagster as dg
@@ -10,7 +8,7 @@ import polars as pl
 from pc_pipeline.engines import stages
 from pc_pipeline.orchestration.assets.common import HEAVY_TAGS, OWNERS, as_markdown, plot_metadata
 from pc_pipeline.orchestration.resources import ComputeResource, SettingsResource
-from pc_pipeline.reports import plots
+from pc_pipeline.reports import model_plots
 
 Models = dict[str, tuple[Any, dict[str, Any]]]
 TRAINING: Any = {
@@ -25,7 +23,7 @@ TRAINING: Any = {
 def _output(trained: stages.Trained) -> dg.Output[Models]:
     metadata: dict[str, Any] = {"scores": as_markdown(trained.scores)}
     if trained.history:
-        curve = plots.png_data_uri(plots.training_curves(trained.history))
+        curve = model_plots.training_curves(trained.history)
         metadata |= {"curve": plot_metadata(curve, "training curve"), **trained.final_losses}
     return dg.Output(trained.models, metadata=metadata)
 

@@ -1,0 +1,275 @@
+"""Stages that learn: the component models, the baseline, the joint model. Tables in, models out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pc_pipeline.core.rng import derive_seed
+from pc_pipeline.core.store import Store
+from pc_pipeline.loans.features import cohort_table
+from pc_pipeline.loans.trajectories import prepare_trajectories
+from pc_pipeline.models.checkpoint import read_card
+from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel, TrajectoryConfig
+from pc_pipeline.models.macro_vae import MacroVAE, MacroVAEConfig
+from pc_pipeline.models.markov import MarkovTransitionModel
+from pc_pipeline.models.transition_transformer import TransitionConfig, TransitionTransformer
+from pc_pipeline.schemas.states import LIVING_STATES, LOAN_STATE_NAMES
+from pc_pipeline.schemas.units import OBSERVED, STANDARD_SCENARIOS
+from pc_pipeline.simulation.distil import CompiledLoans, DistilConfig, distil_loans
+from pc_pipeline.training.config import TrainConfig
+from pc_pipeline.training.macro_vae import MacroVAETrainer
+from pc_pipeline.training.trajectories import TrajectoryTrainer
+from pc_pipeline.training.transitions import TransitionTrainer
+from pc_pipeline.waterfall.deal import Deal
+
+Models = dict[str, tuple[Any, dict[str, Any]]]
+JOINT_FOLDER = "joint_model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MacroVAEStage:
+    """Size and training of the macro VAE."""
+
+    network: MacroVAEConfig = field(default_factory=MacroVAEConfig)
+    training: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=200, batch_size=32, patience=40))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransitionStage:
+    """Size and training of the transition transformer."""
+
+    network: TransitionConfig = field(default_factory=TransitionConfig)
+    training: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoanTrajectoryStage:
+    """Size and training of the loan model.
+
+    Attributes:
+        max_loans: train on at most so many histories; None takes all.
+    """
+
+    network: TrajectoryConfig = field(default_factory=TrajectoryConfig)
+    training: TrainConfig = field(default_factory=TrainConfig)
+    max_loans: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointStage:
+    """Joint fine-tuning, calibration, and the compiled form.
+
+    Attributes:
+        epochs: of joint fine-tuning.
+        compile_paths: macro paths per scenario the loan model is rolled along when it is compiled.
+        compile_loans: sample loans. compile_steps: optimiser steps of the compiled form.
+        seed: of all three.
+    """
+
+    epochs: int = 10
+    compile_paths: int = 4
+    compile_loans: int = 384
+    compile_steps: int = 250
+    seed: int = 42
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a training stage hands on.
+
+    Attributes:
+        models: name -> (model, card).
+        history: curves, e.g. 'loss' and 'val_loss' per epoch; empty where nothing was iterated.
+        scores: rows of a small table: what was measured.
+    """
+
+    models: Models
+    history: dict[str, Any]
+    scores: list[dict[str, Any]]
+
+    @property
+    def final_losses(self) -> dict[str, float]:
+        """Last value of each loss curve."""
+        return {
+            f"final {name}": float(self.history[name][-1])
+            for name in ("loss", "val_loss")
+            if self.history.get(name)
+        }
+
+
+def _card(history: Mapping[str, Any], training: TrainConfig, **more: Any) -> dict[str, Any]:
+    metrics = {k: v for k, v in history.items() if isinstance(v, int | float | bool | str)}
+    return {
+        "data_fingerprint": history.get("data_fingerprint"),
+        "metrics": {k: v for k, v in metrics.items() if k not in ("data_fingerprint", "seconds")},
+        "seeds": {"training": training.seed},
+        "training": dataclasses.asdict(training),
+        **more,
+    }
+
+
+def _as_scores(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"measure": name, "value": value} for name, value in metrics.items()]
+
+
+def train_macro_vae(stage: MacroVAEStage, macro: pl.DataFrame, device: str) -> Trained:
+    """Train the VAE on the paths of all scenarios but the observed one."""
+    paths = macro.filter(pl.col("scenario") != OBSERVED)
+    present = paths["scenario"].unique().to_list()
+    names = (*STANDARD_SCENARIOS, *sorted(set(present) - set(STANDARD_SCENARIOS)))
+    months = paths.group_by("scenario", "macro_path_id").len()["len"].min()
+    network = dataclasses.replace(
+        stage.network, n_scenarios=len(names), scenario_names=names, seq_length=int(str(months))
+    )
+    model = MacroVAE(network).to(device)
+    trainer = MacroVAETrainer(model, lr=stage.training.lr, config=stage.training)
+    history = trainer.fit(paths, epochs=stage.training.epochs, batch_size=stage.training.batch_size)
+    card = _card(history, stage.training, notes=history.get("notes", []))
+    return Trained(
+        models={"macro_vae": (model.cpu().eval(), card)}, history=history, scores=_as_scores(card["metrics"])
+    )
+
+
+def train_transition_transformer(
+    stage: TransitionStage, transitions: pl.DataFrame, tape: pl.DataFrame, macro: pl.DataFrame, device: str
+) -> Trained:
+    """Train the cohort network on the counts of all scenarios."""
+    cohorts = cohort_table(tape)
+    network = stage.network
+    if OBSERVED in transitions["scenario"].unique().to_list():
+        network = dataclasses.replace(network, moves="observable")
+    model = TransitionTransformer(network).to(device)
+    trainer = TransitionTrainer(model, lr=stage.training.lr, config=stage.training)
+    used = macro.join(
+        transitions.select("scenario", "macro_path_id").unique(), on=["scenario", "macro_path_id"], how="semi"
+    )
+    history = trainer.fit(
+        cohorts, transitions, used, epochs=stage.training.epochs, batch_size=stage.training.batch_size
+    )
+    card = _card(history, stage.training)
+    return Trained(
+        models={"transition_transformer": (model.cpu().eval(), card)},
+        history=history,
+        scores=_as_scores(card["metrics"]),
+    )
+
+
+def train_loan_trajectory(
+    stage: LoanTrajectoryStage,
+    panel: pl.DataFrame,
+    tape: pl.DataFrame,
+    macro: pl.DataFrame,
+    cohort_models: Models,
+    device: str,
+) -> Trained:
+    """Train the loan model on histories beside the rows of their cohorts."""
+    trajectories = prepare_trajectories(panel, tape, macro)
+    transition_model = cohort_models["transition_transformer"][0].to(device)
+    model = LoanTrajectoryModel(stage.network).to(device)
+    trainer = TrajectoryTrainer(model, lr=stage.training.lr, config=stage.training)
+    history = trainer.fit(
+        tape,
+        trajectories,
+        epochs=stage.training.epochs,
+        batch_size=stage.training.batch_size,
+        transition_model=transition_model,
+        max_loans=stage.max_loans,
+    )
+    card = _card(history, stage.training)
+    return Trained(
+        models={"loan_trajectory": (model.cpu().eval(), card)},
+        history=history,
+        scores=_as_scores(card["metrics"]),
+    )
+
+
+def fit_markov_baseline(panel: pl.DataFrame, tape: pl.DataFrame) -> Trained:
+    """Fit the class x maturity Markov table."""
+    model = MarkovTransitionModel(by=("asset_class", "is_final"))
+    model.fit(panel, tape)
+    matrix = model.transition_matrix
+    scores = [
+        {
+            "from": LOAN_STATE_NAMES[state],
+            **dict(zip(LOAN_STATE_NAMES, map(float, matrix[state]), strict=True)),
+        }
+        for state in LIVING_STATES
+    ]
+    return Trained(models={"markov_baseline": (model, {})}, history={}, scores=scores)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningTables:
+    """What the joint stage reads."""
+
+    panel: pl.DataFrame
+    loans: pl.DataFrame
+    macro: pl.DataFrame
+    pool: pl.DataFrame
+
+
+def fine_tune(stage: JointStage, models: Models, tables: LearningTables, deal: Deal, device: str) -> Trained:
+    """Fine-tune the three networks together, calibrate them, and compile the loan model for this pool."""
+    compiled = compile_loans(stage, models, tables)
+    scores: list[dict[str, Any]] = []
+    joint = {**models, "loan_residual": (compiled.model, {"metrics": compiled.distance})}
+    joint = {name: (model, _without_identity(card)) for name, (model, card) in joint.items()}
+    return Trained(models=joint, history={}, scores=scores)
+
+
+def compile_loans(stage: JointStage, models: Models, tables: LearningTables) -> CompiledLoans:
+    """Distil the loan model for the pool, along paths of every scenario the VAE knows."""
+    vae, n_months = models["macro_vae"][0], int(str(tables.pool["remaining_term_months"].max()))
+    n_months = min(n_months, vae.config.seq_length)
+    paths = np.concatenate(
+        [
+            vae.generate(name, n_months, stage.compile_paths, seed=derive_seed(stage.seed, "compile")).numpy()
+            for name in vae.scenario_labels
+        ]
+    ).astype(np.float64)
+    first = tables.macro.filter(pl.col("scenario") != OBSERVED)["month"].min()
+    trajectory = models["loan_trajectory"][0]
+    return distil_loans(
+        trajectory,
+        models["transition_transformer"][0],
+        tables.pool,
+        paths,
+        DistilConfig(
+            n_loans=stage.compile_loans,
+            n_paths=len(paths),
+            n_steps=stage.compile_steps,
+            seed=derive_seed(stage.seed, "distil"),
+        ),
+        start=first if isinstance(first, date) else None,
+        reference_month=int(trajectory.reference_month),
+    )
+
+
+def _without_identity(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A loaded card without what the checkpoint writes anew."""
+    kept = ("data_fingerprint", "metrics", "seeds", "training", "notes", "scores")
+    return {name: card[name] for name in kept if name in card}
+
+
+def has_trained_models(store: Store) -> bool:
+    """Whether a joint model lies in the store."""
+    return (store.model_folder(JOINT_FOLDER) / "transition_transformer").is_dir()
+
+
+def model_scores(store: Store) -> list[dict[str, Any]]:
+    """The scoring table on the joint model's card."""
+    return list(read_card(store.model_folder(JOINT_FOLDER) / "loan_trajectory").get("scores", []))
+
+
+def beats_markov(scores: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the fine-tuned model's log-loss is below the class x maturity Markov table's."""
+    by_model = {row["model"]: row["log_loss"] for row in scores}
+    ours, table = by_model.get("joint_model"), by_model.get("class x maturity Markov")
+    return ours is not None and table is not None and ours < table
