@@ -220,7 +220,9 @@ class _Chain:
         since = torch.where(lines.since_miss_L > 0, lines.since_miss_L.clamp(max=longest), 0)
         since = torch.where(lines.since_miss_L == 0, min(1, longest), since)
         at = torch.nn.functional.one_hot(since, longest + 1) * (lines.state_L == 0)[:, None]
-        self.performing = start[..., None, :] * at[:, :, None]  # (..., L, S+1, 4)
+        # Performing loans are all paid through the same instalment: masses by memory, one set of moments.
+        self.performing = at.to(start).expand(*lead, *at.shape)  # (..., L, S+1)
+        self.on_schedule = start  # (..., L, 4) of unit mass; read where a loan performs
         self.slots = {
             (state, arrears): start
             * ((lines.state_L == state) & (lines.arrears_L.clamp(max=3) == arrears))[:, None]
@@ -278,14 +280,19 @@ class _Chain:
     def _flows(self, rows: torch.Tensor, is_due: torch.Tensor) -> list[torch.Tensor]:
         """Moments (..., L, 4, 7) moved to each state, by instalments then unpaid: 1, 2, 3 or more."""
         grown, still = is_due[:, None, None], ~is_due[:, None, None]
-        by_class = rows[..., : self.n_classes, :][..., self.classes, :]
-        one_behind = torch.einsum("...sm,...sk->...mk", self.performing, by_class)
+        moved = torch.einsum("...c,...ck->...k", self._by_class(), rows[..., : self.n_classes, :])
+        one_behind = self.on_schedule[..., :, None] * moved[..., None, :]
         flows = [one_behind, torch.zeros_like(one_behind), torch.zeros_like(one_behind)]
         for (state, arrears), slot in self.slots.items():
             moved = slot[..., :, None] * rows[..., self.n_classes + state - 1, None, :]
             flows[arrears - 1] = flows[arrears - 1] + moved * still
             flows[min(arrears, 2)] = flows[min(arrears, 2)] + moved * grown
         return flows
+
+    def _by_class(self) -> torch.Tensor:
+        """(..., L, H) performing mass of each row class."""
+        member = torch.nn.functional.one_hot(self.classes, self.n_classes).to(self.performing)
+        return self.performing @ member
 
     def _settle(
         self,
@@ -297,7 +304,7 @@ class _Chain:
     ) -> None:
         """Put the moved mass into its new slots."""
         by_class = rows[..., : self.n_classes, :][..., self.classes, 0]
-        stayed = self.performing[..., _MASS] * by_class
+        stayed = self.performing * by_class
         cured = every[..., _MASS, 0] - stayed.sum(-1)
         longest = len(self.classes) - 1
         mass = torch.zeros_like(stayed)
@@ -310,7 +317,7 @@ class _Chain:
             mass = mass + last
         else:
             mass = mass + cured[..., None]
-        self.performing = mass[..., None] * place[0][..., None, :]
+        self.performing, self.on_schedule = mass, place[0]
         self.slots = {
             (1, 1): every[..., _MASS, 1, None] * place[1],
             (2, 1): flows[0][..., 2],
@@ -324,7 +331,7 @@ class _Chain:
     def _state_probabilities(self) -> torch.Tensor:
         slots = self.slots
         living = [
-            self.performing[..., _MASS].sum(-1),
+            self.performing.sum(-1),
             slots[1, 1][..., _MASS],
             slots[2, 1][..., _MASS] + slots[2, 2][..., _MASS],
             sum(slots[3, d][..., _MASS] for d in (1, 2, 3)),
@@ -333,7 +340,7 @@ class _Chain:
 
     def living_balances(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(balance of states 0-2, balance of 90dpd), each (..., L), at the end."""
-        saleable = self.performing[..., _BALANCE].sum(-1)
+        saleable = self.performing.sum(-1) * self.on_schedule[..., _BALANCE]
         for slot in ((1, 1), (2, 1), (2, 2)):
             saleable = saleable + self.slots[slot][..., _BALANCE]
         late = self.slots[3, 1] + self.slots[3, 2] + self.slots[3, 3]
