@@ -98,7 +98,7 @@ def read_typed(part: Part, types: Mapping[str, Any], log: QualityLog, table: str
         IngestError: a column of the wrong type.
     """
     present = {name: dtype for name, dtype in types.items() if name in part.columns}
-    if part.kind == "delimited":
+    if part.kind == "delimited" and part.view is None:
         try:
             return read_part(part, columns=list(present), types=present)
         except pl.exceptions.ComputeError:

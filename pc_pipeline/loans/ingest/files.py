@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import polars as pl
 
@@ -39,6 +39,14 @@ KINDS: Final = {
 NULL_WORDS: Final = ("", "NULL", "null", "NA", "N/A", "#N/A")
 
 
+class View(Protocol):
+    """Turns a part's frame (with `_row`) into one with other columns."""
+
+    def apply(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame under new names."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """One table as delivered: a file, or one sheet of a workbook.
@@ -50,6 +58,7 @@ class Part:
         columns: names in file order; for delimited files the fields of the first line, header or not.
         delimiter: of delimited files.
         head: for xml the first kilobyte, else ''.
+        source, view: for a part under a mapping, the part as delivered and how it becomes `columns`.
     """
 
     path: Path
@@ -58,6 +67,8 @@ class Part:
     columns: tuple[str, ...] = ()
     delimiter: str = ","
     head: str = ""
+    source: Part | None = None
+    view: View | None = None
 
     def has(self, names: Sequence[str]) -> bool:
         """Whether all `names` are columns of this part."""
@@ -122,6 +133,13 @@ def read_part(
             through only when `types` is given and a value does not fit, so that the caller may re-read
             as text.
     """
+    if part.view is not None and part.source is not None:
+        mapped = part.view.apply(read_part(part.source))
+        return (
+            mapped
+            if columns is None
+            else mapped.select("_row", *(n for n in mapped.columns if n in set(columns)))
+        )
     wanted = [name for name in (names or part.columns) if columns is None or name in set(columns)]
     if part.kind == "delimited":
         frame = _read_delimited(part, wanted, types, names)

@@ -20,6 +20,7 @@ from pc_pipeline.loans.ingest.adapter import Adapter, Options
 from pc_pipeline.loans.ingest.canonical import Canonical
 from pc_pipeline.loans.ingest.fannie_mae import FannieMae
 from pc_pipeline.loans.ingest.files import Part, source_sha256, survey, where
+from pc_pipeline.loans.ingest.mapping import load_mapping, mapped_parts
 from pc_pipeline.loans.ingest.quarterly_mortgage import QuarterlyMortgage
 from pc_pipeline.loans.ingest.result import IngestResult, QualityLog
 from pc_pipeline.loans.ingest.sec_auto import SecAuto
@@ -87,6 +88,9 @@ def read_tape(
         IngestError: not readable as what it claims to be; says expected, got and where.
     """
     parts = survey(path)
+    if mapping is not None:
+        parts = mapped_parts(parts, load_mapping(mapping))
+        adapter = adapter or Canonical.name
     name = adapter if adapter is not None else _recognise(parts)
     if name not in ADAPTERS:
         raise IngestError("no such adapter", expected=", ".join(ADAPTERS), got=name, where=path)
