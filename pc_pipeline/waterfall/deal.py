@@ -7,7 +7,7 @@ Here: `Deal`, `load_deal`, and errors that name the clause and the line. Not her
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,6 +54,7 @@ class Deal(Clause):
             lists of steps.
         losses: unpaid (balances stand until the end) or write_down (junior first, as the pool falls
             below the balances; written up again when it does not).
+        reproduced: what of it has been checked against published figures, and how close.
         rounding: payments are rounded to this unit (0.01: cents); 0 means not at all.
         soft_temperature: of the gates when gradients are asked for.
     """
@@ -61,6 +62,7 @@ class Deal(Clause):
     name: str = Field(min_length=1)
     description: str = ""
     source: str = ""
+    reproduced: list[str] = Field(default_factory=list)
     currency: str = "USD"
     closing_date: dt.date = dt.date(2024, 1, 1)
     payments: Payments = Field(default_factory=Payments)
@@ -109,6 +111,41 @@ class Deal(Clause):
             if tranche.name == name:
                 return tranche
         raise DealError("no such class", expected=", ".join(self.tranche_names), got=name, where=self.name)
+
+    def as_of(
+        self,
+        payment_date: dt.date,
+        *,
+        pool: float,
+        balances: Mapping[str, float],
+        accounts: Mapping[str, float] | None = None,
+    ) -> Deal:
+        """The deal as it stood after a payment: interest accrues from there, balances are those given.
+
+        Args:
+            payment_date: last payment date, unadjusted.
+            pool: pool balance after it.
+            balances: of the classes that still have one; classes left out are paid off.
+            accounts: account balances; default as at closing.
+
+        Raises:
+            DealError: a name is unknown.
+        """
+        held = dict(accounts or {})
+        for name in [*balances, *held]:
+            if name not in [*self.tranche_names, *(a.name for a in self.accounts)]:
+                raise DealError("no such class or account", got=name, where=self.name)
+        tranches = [t.model_copy(update={"balance": balances.get(t.name, 0.0)}) for t in self.tranches]
+        kept = [a.model_copy(update={"balance": held.get(a.name, a.balance)}) for a in self.accounts]
+        return self.model_copy(
+            update={
+                "closing_date": payment_date,
+                "payments": self.payments.model_copy(update={"first": None}),
+                "collateral": self.collateral.model_copy(update={"balance": pool}),
+                "tranches": tranches,
+                "accounts": kept,
+            }
+        )
 
     def rank(self, name: str) -> int:
         """Seniority of a class: 0 is the most senior; classes of equal rank are equal in tests."""

@@ -189,7 +189,6 @@ def _constants(deal: Deal, calendar: PaymentCalendar, pool: float) -> dict[str, 
     ysoc = deal.collateral.ysoc
     later = ysoc[1 : n + 1] if ysoc else []
     values["ysoc"] = np.array([*later, *([0.0] * (n - len(later)))])
-    values["ysoc_before"] = np.array([ysoc[0] if ysoc else 0.0, *values["ysoc"][:-1]])
     for tranche in deal.tranches:
         if tranche.coupon is not None:
             values[f"years.{tranche.name}"] = calendar.year_fractions(tranche.day_count)

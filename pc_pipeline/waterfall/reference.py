@@ -45,6 +45,7 @@ class PathBook:
         self.cash = {"ysoc": self.k["ysoc"], "delinquent": 0.0, "other_interest": 0.0, "other_principal": 0.0}
         self.cash |= cash
         self.out: dict[str, float] = {}
+        self.exact: dict[str, float] = {}
         self.collect()
         self.accrue()
         if self.deal.call is not None:
@@ -262,12 +263,20 @@ class PathBook:
             total = sum(self.balance[name] for name in group)
             given = min(amount, total)
             amount -= given
-            rest = given
-            for name in group:
-                share = given if len(group) == 1 else self.balance[name] * given / total if total > 0 else 0.0
-                if self.deal.rounding and len(group) > 1:
-                    share = rest if name == group[-1] else self.rounded(share)
-                rest -= share
+            shares = {n: self.balance[n] * given / total if total > 0 else 0.0 for n in group}
+            if self.deal.rounding and len(group) > 1:
+                rest = given
+                for name in group:
+                    self.exact[name] = self.exact.get(name, 0.0) + shares[name]
+                    wanted = self.rounded(self.exact[name]) - self.out.get(f"principal_paid.{name}", 0.0)
+                    share = rest if name == group[-1] else min(max(wanted, 0.0), rest)
+                    shares[name] = min(share, self.balance[name])
+                    rest -= shares[name]
+                for name in group:
+                    more = min(rest, self.balance[name] - shares[name])
+                    shares[name] += more
+                    rest -= more
+            for name, share in shares.items():
                 self.balance[name] -= share
                 self.record(f"principal_paid.{name}", share)
 
@@ -342,7 +351,7 @@ class PathBook:
             shifted = senior + self.k[f"shift.{pot}.{index}"] * (1 - senior)
             unscheduled = max(self.principal_cash - self.cash["scheduled"], 0.0)
             due = min(senior * self.cash["scheduled"] + shifted * unscheduled, balance)
-        self.repay(terms.groups, self.draw(step.sources or [pot], self.rounded(due)))
+        self.repay(terms.groups, self.draw(step.sources or [pot], min(self.rounded(due), balance)))
 
     def do_fund(self, pot: str, index: int, step: Step) -> None:
         name = step.fund or ""

@@ -40,7 +40,7 @@ def run_month(
     Args:
         state: carried in, by the names of `Plan.state`.
         cash: 'interest', 'scheduled', 'prepaid', 'defaulted', 'recovery', 'other_interest',
-            'other_principal', 'delinquent', 'ysoc', 'ysoc_before', 'index.<name>'.
+            'other_principal', 'delinquent', 'ysoc', 'index.<name>'.
         constants: of the date, by the names of `Plan.constants`.
         flow: told of every payment (step, payer, payee, amount).
 

@@ -80,17 +80,35 @@ def _repay(m: Month, groups: list[list[str]], amount: Any) -> dict[str, Any]:
         total = total_of(m.s[f"balance.{name}"] for name in group)
         given = m.ops.minimum(left, total)
         left = left - given
-        part = m.ops.ratio(given, total, 0.0) if len(group) > 1 else None
-        for name in group:
-            share = (
-                given if part is None else m.ops.round_to(m.s[f"balance.{name}"] * part, m.plan.deal.rounding)
-            )
-            if part is not None and name == group[-1] and m.plan.deal.rounding > 0:
-                share = given - total_of(paid[other] for other in group[:-1])
+        for name, share in _split(m, group, given, total).items():
             m.s[f"balance.{name}"] = m.s[f"balance.{name}"] - share
             m.add(f"principal_paid.{name}", share)
             paid[name] = share
     return paid
+
+
+def _split(m: Month, group: list[str], given: Any, total: Any) -> dict[str, Any]:
+    """Shares of a group. In a deal that rounds, each class's payments of the month add up to its rounded
+    share and the last class takes what rounding leaves."""
+    if len(group) == 1:
+        return {group[0]: given}
+    part, unit = m.ops.ratio(given, total, 0.0), m.plan.deal.rounding
+    shares = {name: m.s[f"balance.{name}"] * part for name in group}
+    if unit <= 0:
+        return shares
+    rest = given
+    for name in group:
+        exact = m.reached.get(f"exact.{name}", 0.0) + shares[name]
+        m.reached[f"exact.{name}"] = exact
+        wanted = m.ops.round_to(exact, unit) - m.out.get(f"principal_paid.{name}", 0.0)
+        share = rest if name == group[-1] else m.ops.minimum(m.ops.maximum(wanted, 0.0), rest)
+        shares[name] = m.ops.minimum(share, m.s[f"balance.{name}"])
+        rest = rest - shares[name]
+    for name in group:  # what the last class could not take: nobody is paid more than the balance
+        more = m.ops.minimum(rest, m.s[f"balance.{name}"] - shares[name])
+        shares[name] = shares[name] + more
+        rest = rest - more
+    return shares
 
 
 def _sources(pot: str, step: Step) -> list[str]:
@@ -205,7 +223,8 @@ def pay_principal(m: Month, pot: str, index: int, step: Step) -> None:
     """Principal to the listed classes."""
     assert step.principal is not None  # the verb says so
     due = gate_of(m, step) * principal_due(m, pot, index, step)
-    due = m.ops.round_to(due, m.plan.deal.rounding)
+    listed = total_of(m.s[f"balance.{name}"] for group in step.principal.groups for name in group)
+    due = m.ops.minimum(m.ops.round_to(due, m.plan.deal.rounding), listed)
     paid, taken = _draw(m, _sources(pot, step), due)
     _share_out(m, step.label, taken, _repay(m, step.principal.groups, paid))
 

@@ -99,6 +99,7 @@ def deals(draw: Any) -> Deal:
         {"name": "small", "kind": "pool_factor", "level": 0.4},
     ]
     terms: dict[str, Any] = {
+        "rounding": draw(pick([0.0, 0.0, 0.01])),
         "name": "random",
         "tranches": tranches,
         "tests": tests,
@@ -127,11 +128,7 @@ def _steps(draw: Any, terms: dict[str, Any], names: list[str]) -> dict[str, Any]
     """An auto-style combined list, or a separate one with principal support and shifting interest."""
     flag = st.booleans()
     reserves = [account["name"] for account in terms["accounts"]]
-    earning = (
-        [t["name"] for t in terms["tranches"] if t["kind"] not in ("residual",)]
-        if False
-        else [t["name"] for t in terms["tranches"] if t.get("kind") != "residual"]
-    )
+    earning = [t["name"] for t in terms["tranches"] if t.get("kind") != "residual"]
     accruing = [t["name"] for t in terms["tranches"] if t.get("kind") == "accrual"]
     combined = draw(flag)
     pot = "combined" if combined else "interest"
