@@ -71,7 +71,7 @@ def calibrate(
             where=history.source,
         )
     mean, sd = values[keep].mean(axis=0), values[keep].std(axis=0, ddof=1)
-    if (sd <= 0).any():
+    if (sd <= 1e-9 * RANGE_M).any():
         raise DataError(
             "a macro series never moves",
             expected="some dispersion in each",
