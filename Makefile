@@ -25,6 +25,8 @@ export PC_DEAL := $(DEAL)
 export PC_MACRO := $(MACRO)
 # how threads split work must not change what a run prints
 export OMP_NUM_THREADS ?= 2
+# threads that wait sleep: spinning costs a shared machine up to ten times the run
+export OMP_WAIT_POLICY ?= PASSIVE
 
 RUN_OPTIONS := $(if $(TAPE),--tape "$(TAPE)") $(if $(ADAPTER),--adapter "$(ADAPTER)") \
                $(if $(MAPPING),--mapping "$(MAPPING)") $(foreach s,$(SCENARIO),--scenario "$(s)")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run `pc`; an error the user can mend is printed without a traceback and exits with 1."""
+    # Threads that wait should sleep: spinning ones cost a shared machine up to ten times the run.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
     from pc_pipeline.cli import app, print_error
     from pc_pipeline.core.errors import PcError
     from pc_pipeline.orchestration.commands import add_commands

@@ -28,6 +28,7 @@ from pc_pipeline.models.loan_trajectory import TrajectoryConfig
 from pc_pipeline.models.macro_vae import MacroVAEConfig
 from pc_pipeline.models.transition_transformer import TransitionConfig
 from pc_pipeline.training.config import TrainConfig
+from pc_pipeline.training.joint import JointConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,14 @@ def tiny(seed: int = 42) -> Recipe:
             network=TrajectoryConfig(d_model=8, n_heads=2, n_layers=1, diffusion_steps=10),
             training=TrainConfig(epochs=2, batch_size=128, lr=2e-3, patience=2),
         ),
-        joint=JointStage(epochs=1),
+        joint=JointStage(
+            training=TrainConfig(epochs=1, lr=1e-4, patience=1000),
+            sizes=JointConfig(
+                n_lines=16, n_paths=2, steps_per_epoch=1, loans_per_step=64, cohorts_per_step=32
+            ),
+            compile_loans=64,
+            compile_steps=40,
+        ),
         simulation=SimulationStage(n_paths=200, n_months=36),
     )
 
@@ -97,7 +105,7 @@ def base(seed: int = 42) -> Recipe:
             network=TrajectoryConfig(d_model=32, n_heads=2, n_layers=2, diffusion_steps=50),
             training=TrainConfig(epochs=10, batch_size=256, lr=2e-3, patience=4),
         ),
-        joint=JointStage(epochs=6),
+        joint=JointStage(training=TrainConfig(epochs=6, lr=1e-4, patience=1000)),
         simulation=SimulationStage(n_paths=2000, n_months=60),
     )
 
@@ -121,7 +129,7 @@ def full(seed: int = 42) -> Recipe:
             network=TrajectoryConfig(d_model=64, n_heads=4, n_layers=2),
             training=TrainConfig(epochs=20, batch_size=256, lr=1e-3, patience=5),
         ),
-        joint=JointStage(epochs=15),
+        joint=JointStage(training=TrainConfig(epochs=20, lr=1e-4, patience=1000), compile_loans=1024),
         simulation=SimulationStage(n_paths=10000, n_months=60),
     )
 
@@ -144,7 +152,7 @@ def paper(seed: int = 42) -> Recipe:
             network=TrajectoryConfig(),
             training=TrainConfig(epochs=50, batch_size=256, lr=1e-4, patience=10, precision="bfloat16"),
         ),
-        joint=JointStage(epochs=20),
+        joint=JointStage(training=TrainConfig(epochs=20, lr=1e-5, patience=1000), compile_loans=1024),
         simulation=SimulationStage(n_paths=10000, n_months=60),
     )
 

@@ -13,6 +13,7 @@ import polars as pl
 
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.core.store import Store
+from pc_pipeline.engines.aggregator import PortfolioAggregator
 from pc_pipeline.loans.features import cohort_table
 from pc_pipeline.loans.trajectories import prepare_trajectories
 from pc_pipeline.models.checkpoint import read_card
@@ -24,6 +25,7 @@ from pc_pipeline.schemas.states import LIVING_STATES, LOAN_STATE_NAMES
 from pc_pipeline.schemas.units import OBSERVED, STANDARD_SCENARIOS
 from pc_pipeline.simulation.distil import CompiledLoans, DistilConfig, distil_loans
 from pc_pipeline.training.config import TrainConfig
+from pc_pipeline.training.joint import EndToEndTrainer, JointConfig
 from pc_pipeline.training.macro_vae import MacroVAETrainer
 from pc_pipeline.training.trajectories import TrajectoryTrainer
 from pc_pipeline.training.transitions import TransitionTrainer
@@ -31,6 +33,7 @@ from pc_pipeline.waterfall.deal import Deal
 
 Models = dict[str, tuple[Any, dict[str, Any]]]
 JOINT_FOLDER = "joint_model"
+NETWORKS = ("macro_vae", "transition_transformer", "loan_trajectory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +67,17 @@ class LoanTrajectoryStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointStage:
-    """Joint fine-tuning, calibration, and the compiled form.
+    """Joint fine-tuning and the compiled form.
 
     Attributes:
-        epochs: of joint fine-tuning.
+        training: epochs and rate of joint fine-tuning. sizes: of its batches and portfolio term.
         compile_paths: macro paths per scenario the loan model is rolled along when it is compiled.
         compile_loans: sample loans. compile_steps: optimiser steps of the compiled form.
-        seed: of all three.
+        seed: of compiling.
     """
 
-    epochs: int = 10
+    training: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=10, lr=1e-4, patience=1000))
+    sizes: JointConfig = field(default_factory=JointConfig)
     compile_paths: int = 4
     compile_loans: int = 384
     compile_steps: int = 250
@@ -216,12 +220,43 @@ class LearningTables:
 
 
 def fine_tune(stage: JointStage, models: Models, tables: LearningTables, deal: Deal, device: str) -> Trained:
-    """Fine-tune the three networks together, calibrate them, and compile the loan model for this pool."""
+    """Fine-tune the three networks together and compile the loan model for this pool."""
+    vae, transitions, trajectory = (models[name][0] for name in NETWORKS)
+    trainer = EndToEndTrainer(
+        vae.to(device),
+        transitions.to(device),
+        trajectory.to(device),
+        PortfolioAggregator(deal),
+        lr=stage.training.lr,
+        config=stage.training,
+        joint=stage.sizes,
+    )
+    history = trainer.fit(
+        tables.loans,
+        tables.panel,
+        target_loss_rate=None,
+        epochs=stage.training.epochs,
+        macro_data=tables.macro,
+    )
+    for network in (vae, transitions, trajectory):
+        network.cpu().eval()
     compiled = compile_loans(stage, models, tables)
-    scores: list[dict[str, Any]] = []
-    joint = {**models, "loan_residual": (compiled.model, {"metrics": compiled.distance})}
-    joint = {name: (model, _without_identity(card)) for name, (model, card) in joint.items()}
-    return Trained(models=joint, history={}, scores=scores)
+    card = _card(history, stage.training, before=history["before"], after=history["after"])
+    joint = {name: (model, _merged(old, card)) for name, (model, old) in models.items()}
+    joint["loan_residual"] = (compiled.model, {"metrics": compiled.distance})
+    return Trained(models=joint, history=history, scores=_before_after(history))
+
+
+def _merged(old: Mapping[str, Any], joint: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's card with what joint fine-tuning did to it."""
+    kept = ("data_fingerprint", "metrics", "seeds", "training", "notes")
+    card = {name: old[name] for name in kept if name in old}
+    return card | {"joint": {name: joint[name] for name in ("metrics", "training", "before", "after")}}
+
+
+def _before_after(history: Mapping[str, Any]) -> list[dict[str, Any]]:
+    before, after = history["before"], history["after"]
+    return [{"measure": name, "before": before[name], "after": after[name]} for name in before]
 
 
 def compile_loans(stage: JointStage, models: Models, tables: LearningTables) -> CompiledLoans:
@@ -250,12 +285,6 @@ def compile_loans(stage: JointStage, models: Models, tables: LearningTables) -> 
         start=first if isinstance(first, date) else None,
         reference_month=int(trajectory.reference_month),
     )
-
-
-def _without_identity(card: Mapping[str, Any]) -> dict[str, Any]:
-    """A loaded card without what the checkpoint writes anew."""
-    kept = ("data_fingerprint", "metrics", "seeds", "training", "notes", "scores")
-    return {name: card[name] for name in kept if name in card}
 
 
 def has_trained_models(store: Store) -> bool:
