@@ -29,7 +29,7 @@ from pc_pipeline.loans.trajectories import Trajectories
 from pc_pipeline.models.checkpoint import data_fingerprint
 from pc_pipeline.models.diffusion import MAX_PAYMENT_RATIO, N_VALUES
 from pc_pipeline.models.history import state_history
-from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel, previous_states
+from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel, TrajectoryConfig, previous_states
 from pc_pipeline.models.transition_transformer import TransitionTransformer, matrix_from
 from pc_pipeline.schemas.states import LOAN_STATE_NAMES, N_LIVING, N_STATES, LoanState
 from pc_pipeline.schemas.units import ASSET_CLASSES, COHORT_FEATURES, LOAN_FEATURES
@@ -37,6 +37,7 @@ from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.loop import run_training
 
 _VALUE_SAMPLE: Final = 512  # living loan-months per batch whose payment ratio is learned from
+_HELD_OUT_SHARE: Final = 1 / 8
 _VALUE_WEIGHT: Final = 0.01  # of the value loss in early stopping
 _VINTAGE_PRIOR: Final = 0.5  # vintage effects are standard normal a priori
 
@@ -178,6 +179,22 @@ def cohort_rows(
     return torch.cat(parts).cpu(), torch.from_numpy(rows_of), torch.from_numpy(first)
 
 
+def rows_for(
+    trajectories: Trajectories, transition_model: TransitionTransformer | None, macro_data: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`cohort_rows` of a transition model along `macro_data` or the histories' own macro, else `class_rows`.
+
+    Raises:
+        DataError: there is a transition model but no macro.
+    """
+    if transition_model is None:
+        return class_rows(trajectories)
+    paths = macro_paths(macro_data) if macro_data is not None else trajectories.macro
+    if paths is None:
+        raise DataError("cohort rows need the macro paths", expected="macro_data=...", got=None)
+    return cohort_rows(transition_model, trajectories, paths)
+
+
 def class_rows(trajectories: Trajectories) -> tuple[Tensor, Tensor, Tensor]:
     """`cohort_rows` without a transition model: each class's mean row before the final month."""
     states = torch.from_numpy(trajectories.states).long()
@@ -285,7 +302,7 @@ class TrajectoryTrainer:
             raise DataError("no histories to learn from", expected="trajectories=prepare_trajectories(...)")
         if self.model.config.n_history_features and history is None:
             raise ModelError("the network expects observed history", expected="history=(N,T,F)", got=None)
-        rows = self._rows(trajectories, transition_model, macro_data)
+        rows = rows_for(trajectories, transition_model, macro_data)
         data = trajectory_data(trajectories, rows, history).to(self.model.out.weight.device)
         training, validation = split_loans(data, trajectories, self.config.seed, max_loans)
         self._prepare(data.take(training), trajectories)
@@ -325,16 +342,6 @@ class TrajectoryTrainer:
             "data_fingerprint": fingerprint,
         }
 
-    def _rows(
-        self, trajectories: Trajectories, transition_model: TransitionTransformer | None, macro_data: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if transition_model is None:
-            return class_rows(trajectories)
-        paths = macro_paths(macro_data) if macro_data is not None else trajectories.macro
-        if paths is None:
-            raise DataError("cohort rows need the macro paths", expected="macro_data=...", got=None)
-        return cohort_rows(transition_model, trajectories, paths)
-
     def _prepare(self, data: TrajectoryData, trajectories: Trajectories) -> None:
         """Scaling constants and value quantiles from the training loans."""
         model = self.model
@@ -355,8 +362,7 @@ def split_loans(
     data: TrajectoryData, trajectories: Trajectories, seed: int, max_loans: int | None
 ) -> tuple[Tensor, Tensor]:
     """(training, validation) row numbers: one loan in eight held out, with all its histories."""
-    draw = stream(seed, "loan_trajectory", "split").random(int(trajectories.loan_row.max()) + 1)
-    held = torch.from_numpy(draw[trajectories.loan_row] < 1 / 8)
+    held = torch.from_numpy(held_out(trajectories, seed))
     if not bool(held.any()) or bool(held.all()):
         every = torch.arange(len(data))
         return every, every
@@ -435,6 +441,47 @@ def evaluate(
                 state = F.cross_entropy(logits, batch.states[observed], reduction="none")
             total, count, parts = total + float(state.double().sum()), count + len(state), parts + 1
     return total / max(count, 1), value_total / max(parts, 1)
+
+
+def move_probabilities(
+    model: LoanTrajectoryModel | None,
+    trajectories: Trajectories,
+    transition_model: TransitionTransformer | None = None,
+    macro_data: Any = None,
+    only: np.ndarray | None = None,
+    history: np.ndarray | None = None,
+) -> np.ndarray:
+    """(N,7) probabilities of every observed month's state, history by history, month by month.
+
+    The order is that of `trajectories.mask[only]`, and of `evaluation.scoring_rows`.
+
+    Args:
+        model: the loan model; None gives the cohort itself.
+        transition_model, macro_data, history: as in `TrajectoryTrainer.fit`.
+        only: (H,) bool, the histories wanted; None takes all.
+    """
+    rows = rows_for(trajectories, transition_model, macro_data)
+    device = torch.device("cpu") if model is None else model.out.weight.device
+    data = trajectory_data(trajectories, rows, history).to(device)
+    reader = (
+        LoanTrajectoryModel(TrajectoryConfig(d_model=2, n_heads=1, n_layers=1)) if model is None else model
+    )
+    reader.eval()
+    chosen = torch.arange(len(data)) if only is None else torch.from_numpy(only).nonzero()[:, 0]
+    found = np.zeros((len(chosen), data.states.shape[1], N_STATES), dtype=np.float32)
+    order = data.lengths.cpu()[chosen].argsort()
+    with torch.no_grad():
+        for some in order.split(1024):
+            batch = data.take(chosen[some].to(device))
+            logits = outputs(reader, batch, residual=model is not None)["state_logits"]
+            found[some.numpy(), : logits.shape[1]] = logits.softmax(-1).cpu().numpy()
+    return found[trajectories.mask[chosen.numpy()]].astype(np.float64)
+
+
+def held_out(trajectories: Trajectories, seed: int) -> np.ndarray:
+    """(H,) bool: histories of the loans that training under `seed` holds out for validation."""
+    draw = stream(seed, "loan_trajectory", "split").random(int(trajectories.loan_row.max()) + 1)
+    return draw[trajectories.loan_row] < _HELD_OUT_SHARE
 
 
 def _value_months(batch: TrajectoryData, generator: torch.Generator | None) -> Tensor:

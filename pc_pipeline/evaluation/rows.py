@@ -1,0 +1,144 @@
+"""The events that models are judged on: one row per observed move of a loan.
+
+Here: `ScoringRows`, flat views of aligned histories with what a model may know before each move. Not here:
+models (`challengers`), scores (`scoring`). Rows run history by history, month by month, so probabilities of
+a network over aligned histories line up by `[mask]`, and those of `loans.oracle` as they come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pc_pipeline.loans.trajectories import Trajectories
+from pc_pipeline.schemas.states import LoanState
+from pc_pipeline.schemas.units import ASSET_CLASSES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoringRows:
+    """N moves.
+
+    Attributes:
+        moves: columns asset_class, from_state, to_state, since_miss, age_months, is_final.
+        cluster: (N,) loan number, for standard errors. features: (N,24) scaled loan features.
+        macro: (N,9) macro of the arrival month, or None. calendar: (N,2) month of year, weekday.
+        history, month: (N,) place in the aligned histories.
+    """
+
+    moves: pl.DataFrame
+    cluster: np.ndarray
+    features: np.ndarray
+    macro: np.ndarray | None
+    calendar: np.ndarray
+    history: np.ndarray
+    month: np.ndarray
+
+    def __len__(self) -> int:
+        return self.moves.height
+
+    @property
+    def happened(self) -> np.ndarray:
+        """(N,) state moved to."""
+        return self.moves["to_state"].to_numpy()
+
+    @property
+    def from_state(self) -> np.ndarray:
+        """(N,) state moved from."""
+        return self.moves["from_state"].to_numpy()
+
+    def take(self, chosen: np.ndarray) -> ScoringRows:
+        """Some rows, by mask or number."""
+        return ScoringRows(
+            moves=self.moves.filter(chosen) if chosen.dtype == bool else self.moves[chosen],
+            cluster=self.cluster[chosen],
+            features=self.features[chosen],
+            macro=None if self.macro is None else self.macro[chosen],
+            calendar=self.calendar[chosen],
+            history=self.history[chosen],
+            month=self.month[chosen],
+        )
+
+
+def scoring_rows(trajectories: Trajectories, only: np.ndarray | None = None) -> ScoringRows:
+    """All observed moves of some histories.
+
+    Args:
+        trajectories: from `loans.prepare_trajectories`.
+        only: (H,) bool, the histories wanted; None takes all.
+
+    Notes:
+        Maturity is booked as the contract does: in and after the final month, performing and prepaid
+        count as matured; before it, matured counts as prepaid.
+    """
+    mask = trajectories.mask if only is None else trajectories.mask & only[:, None]
+    history, month = np.nonzero(mask)
+    states = trajectories.states[history, month].astype(np.int64)
+    is_final = trajectories.is_final[history, month]
+    before = np.where(
+        month == 0,
+        trajectories.initial_state[history],
+        trajectories.states[history, np.maximum(month - 1, 0)],
+    )
+    since = _since_miss(trajectories)[history, month]
+    vintage = trajectories.cohorts["vintage_month"]
+    vintage_index = (vintage.dt.year().to_numpy() * 12 + vintage.dt.month().to_numpy() - 1)[
+        trajectories.cohort_row
+    ]
+    arrival = trajectories.start_month[history] + month
+    classes = trajectories.cohorts["asset_class"].gather(trajectories.cohort_row)
+    moves: dict[str, Any] = {
+        "asset_class": classes.gather(history),
+        "from_state": before.astype(np.int64),
+        "to_state": _booked(states, is_final),
+        "since_miss": since,
+        "age_months": arrival - vintage_index[history],
+        "is_final": is_final,
+    }
+    macro = None
+    if trajectories.macro is not None and trajectories.macro_row is not None:
+        column = np.clip(arrival - trajectories.macro.start_month, 0, trajectories.macro.n_months - 1)
+        macro = trajectories.macro.values[trajectories.macro_row[history], column]
+    return ScoringRows(
+        moves=pl.DataFrame(moves),
+        cluster=trajectories.loan_row[history],
+        features=trajectories.features[history],
+        macro=macro,
+        calendar=_calendar(trajectories, history, month),
+        history=history,
+        month=month,
+    )
+
+
+def class_codes(rows: ScoringRows) -> np.ndarray:
+    """(N,) 0-3."""
+    names = rows.moves["asset_class"]
+    return names.replace_strict(
+        list(ASSET_CLASSES), range(len(ASSET_CLASSES)), return_dtype=pl.Int64
+    ).to_numpy()
+
+
+def _booked(states: np.ndarray, is_final: np.ndarray) -> np.ndarray:
+    paid_up = (states == LoanState.performing) | (states == LoanState.prepaid)
+    booked = np.where(is_final & paid_up, int(LoanState.matured), states)
+    return np.where(~is_final & (states == LoanState.matured), int(LoanState.prepaid), booked)
+
+
+def _since_miss(trajectories: Trajectories) -> np.ndarray:
+    """(H,T) months from the last miss to the month moved from, -1 never."""
+    since = np.empty(trajectories.states.shape, dtype=np.int64)
+    now = trajectories.initial_months_since_miss.astype(np.int64)
+    state = trajectories.initial_state.astype(np.int64)
+    for month in range(trajectories.n_months):
+        now = np.where((state >= LoanState.dpd30) & (state <= LoanState.dpd90), 0, now)
+        since[:, month] = now
+        now = np.where(now >= 0, now + 1, now)
+        state = trajectories.states[:, month].astype(np.int64)
+    return since
+
+
+def _calendar(trajectories: Trajectories, history: np.ndarray, month: np.ndarray) -> np.ndarray:
+    return trajectories.calendar()[history, month]
