@@ -75,12 +75,16 @@ class Part:
         return set(names) <= set(self.columns)
 
 
-def survey(path: str | Path) -> list[Part]:
-    """The parts found at a path (a file, or a folder of files), by name.
+def survey(path: str | Path | Sequence[str | Path]) -> list[Part]:
+    """The parts found at a path (a file, or a folder of files), by name; of several paths, all together.
 
     Raises:
         IngestError: nothing there, nothing readable, too many files or columns, or a torn file.
     """
+    if not isinstance(path, str | Path):
+        if not path:
+            raise IngestError("nothing to read", expected="a file or folder", got="no path")
+        return [part for one in path for part in survey(one)]
     place = Path(path)
     if not place.exists():
         raise IngestError("there is no such file or folder", expected="a tape", got="nothing", where=place)

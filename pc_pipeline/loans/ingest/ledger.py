@@ -125,6 +125,9 @@ def build_panel(
     filed = (
         pl.when(is_default | ended_paid).then(0.0).otherwise(pl.col("filed_balance").clip(0.0, None).round(2))
     )
+    # first seen with age and no opening balance filed: what the month itself paid is unknown, so nothing
+    seasoned = (pl.col("age") > 1) & (pl.col("loan_state") < LoanState.default)
+    unseen = pl.when(seasoned).then(pl.col("balance")).otherwise(pl.col("original_balance"))
     running = facts.with_columns(
         pl.min_horizontal(filed, "original_balance").cum_min().over("loan_id").alias("balance"),
         first.alias("first"),
@@ -134,11 +137,7 @@ def build_panel(
         .otherwise(pl.col("balance").shift(1))
         .alias("before"),
         pl.when("first")
-        .then(
-            pl.min_horizontal(
-                pl.col("opening_balance").fill_null(pl.col("original_balance")), "original_balance"
-            )
-        )
+        .then(pl.min_horizontal(pl.coalesce("opening_balance", unseen), "original_balance"))
         .otherwise(pl.col("balance").shift(1))
         .alias("held"),
     )

@@ -134,7 +134,7 @@ def mapped_parts(parts: Sequence[Part], mapping: Sequence[TableMap]) -> list[Par
 
 
 def parse_date(text: pl.Expr, form: str) -> pl.Expr:
-    """A date in strptime form, the first of the month where the form has no day; null where it does not fit."""
+    """A date in strptime form, first of month where the form has no day; null where it does not fit."""
     trimmed = text.str.strip_chars()
     if "%d" in form:
         return trimmed.str.to_date(form, strict=False)

@@ -42,7 +42,7 @@ ADAPTERS: Final[dict[str, Adapter]] = {
 }
 
 
-def recognise(path: str | Path) -> str:
+def recognise(path: str | Path | Sequence[str | Path]) -> str:
     """Name of the adapter that reads what lies at `path`, by its columns.
 
     Raises:
@@ -65,17 +65,17 @@ def _recognise(parts: Sequence[Part]) -> str:
 
 
 def read_tape(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     adapter: str | None = None,
     mapping: str | Path | None = None,
     as_of: str | date | None = None,
     *,
     macro: Any = None,
 ) -> IngestResult:
-    """Read one delivery: a file, or a folder of files.
+    """Read one delivery: a file, a folder of files, or several files.
 
     Args:
-        path: the file or folder.
+        path: the file or folder, or the files that together are one delivery.
         adapter: name of the adapter; recognised from the content when None.
         mapping: YAML file that maps the user's columns, units and codes to ours.
         as_of: months after this one are refused; by default the last month delivered.
