@@ -6,6 +6,7 @@ Here: `read_tape`, `recognise`, `draft_mapping`, `deliver`, `history`. One modul
 
 from __future__ import annotations
 
+from pc_pipeline.loans.ingest.covariates import add_covariates
 from pc_pipeline.loans.ingest.deliveries import Delivery, deliver, deliveries, history, verify
 from pc_pipeline.loans.ingest.draft import draft_mapping
 from pc_pipeline.loans.ingest.merge import History
@@ -17,6 +18,7 @@ __all__ = [
     "Delivery",
     "History",
     "IngestResult",
+    "add_covariates",
     "deliver",
     "deliveries",
     "draft_mapping",

@@ -185,7 +185,7 @@ def read_panel(part: Part, loans: pl.DataFrame, log: QualityLog, options: Option
         frame = frame.with_columns(month.dt.month_start())
     frame = _known_loans(frame, loans, log, file)
     frame = in_order(frame, log, file)
-    frame = _derive_panel(frame, loans, log, file, options)
+    frame = _derive_panel(frame, loans, log, file)
     rules = [*contract_rules("loan_panel", frame.columns), *panel_rules()]
     if options.as_of is not None:
         rules.append(known_by(options.as_of))
@@ -220,9 +220,7 @@ def _known_loans(frame: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, file
     return joined
 
 
-def _derive_panel(
-    frame: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, file: str, options: Options
-) -> pl.DataFrame:
+def _derive_panel(frame: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, file: str) -> pl.DataFrame:
     """Fill columns that follow from others, and say so."""
     have = set(frame.columns)
     if {"scenario", "macro_path_id"} & have:
@@ -250,15 +248,8 @@ def _derive_panel(
         if name not in frame.columns:
             frame = frame.with_columns(expression.alias(name))
             log.note(file, name, how)
-    if options.macro is not None:
-        frame = frame.join(
-            loans.select("loan_id", pl.col("interest_rate").alias("rate")),
-            on="loan_id",
-            how="left",
-            maintain_order="left",
-        )
     extra = [name for name in frame.columns if name.startswith("_")]
-    finished = ledger.finish_panel(frame, options.macro)
+    finished = ledger.finish_panel(frame)
     return pl.concat([frame.select(extra), finished], how="horizontal")
 
 

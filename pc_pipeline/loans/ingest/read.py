@@ -18,6 +18,7 @@ from pc_pipeline.core.periods import parse_month
 from pc_pipeline.loans.frames import to_polars
 from pc_pipeline.loans.ingest.adapter import Adapter, Options
 from pc_pipeline.loans.ingest.canonical import Canonical
+from pc_pipeline.loans.ingest.covariates import add_covariates
 from pc_pipeline.loans.ingest.fannie_mae import FannieMae
 from pc_pipeline.loans.ingest.files import Part, source_sha256, survey, where
 from pc_pipeline.loans.ingest.mapping import load_mapping, mapped_parts
@@ -108,9 +109,12 @@ def read_tape(
             got="; ".join(log.quarantined()["reason"].unique().sort().head(5).to_list()) or "no rows",
             where=path,
         )
+    panel = tables.panel
+    if options.macro is not None and not panel.is_empty():
+        panel = add_covariates(panel, tables.loans, options.macro)
     return IngestResult(
         loans=tables.loans,
-        panel=tables.panel,
+        panel=panel,
         recoveries=tables.recoveries,
         quarantine=log.quarantined(),
         quality=log.frame(),
