@@ -10,20 +10,22 @@ path or ten thousand; the figures of a path do not depend on the others.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pc_pipeline.core.errors import DataError, DealError, SimulationError
 from pc_pipeline.schemas.units import CASH_CHANNELS, N_CASH
+from pc_pipeline.waterfall.compiled import run_compiled
 from pc_pipeline.waterfall.deal import Deal
-from pc_pipeline.waterfall.month import Flow
 from pc_pipeline.waterfall.ops import NumpyOps, Ops, TorchOps
 from pc_pipeline.waterfall.plan import Plan, make_plan
 from pc_pipeline.waterfall.rules import run_month
 
+DatedFlow = Callable[[int, str, str, str, Any], None]
 CONSERVATION_TOLERANCE = 1e-9  # of the original pool, per path and date
 POOL_TOLERANCE = 1e-6  # collections may exceed the pool by this share of it (rounding)
 BLOCK_PATHS = 2048  # paths worked on at a time, so that a month's figures stay in cache
@@ -169,7 +171,8 @@ def run_waterfall(
     gate: str = "auto",
     temperature: float | None = None,
     overrides: Mapping[str, Any] | None = None,
-    flow: Flow | None = None,
+    flow: DatedFlow | None = None,
+    method: str = "arrays",
 ) -> WaterfallResult:
     """Distribute collections by a deal's terms.
 
@@ -186,7 +189,10 @@ def run_waterfall(
         gate: 'hard', 'soft' (tensors only), or 'auto': soft for tensors.
         temperature: of soft gates; None takes the deal's.
         overrides: see `plan.make_plan`; values may be tensors.
-        flow: called with (step, payer, payee, amount (P,)) for every payment; see `ledger`.
+        flow: called with (payment number from 0, step, payer, payee, amount (P,)) for every payment; see
+            `ledger`.
+        method: 'arrays', or 'compiled' machine code recorded from the same rules: seconds to prepare, then
+            several times faster (for 100,000 path-months and more; no tensors, no ledger).
 
     Returns:
         The result, checked for conservation.
@@ -198,6 +204,10 @@ def run_waterfall(
     """
     tensors = [cash_PTC, *(overrides or {}).values()]
     is_torch = any(hasattr(value, "requires_grad") for value in tensors)
+    if method not in ("arrays", "compiled") or (method == "compiled" and (is_torch or flow is not None)):
+        raise DealError(
+            "unknown method", expected="arrays, or compiled without tensors and ledger", got=method
+        )
     if gate not in ("auto", "hard", "soft") or (gate == "soft" and not is_torch):
         raise DealError("unknown gate", expected="auto, hard, or soft with tensors", got=gate)
     cash = cash_PTC if is_torch else np.asarray(cash_PTC, dtype=np.float64)
@@ -213,6 +223,8 @@ def run_waterfall(
     if is_torch:
         ops = _torch_ops(tensors, (temperature or deal.soft_temperature) if soft else None)
         figures = _run_tensors(ops, plan, inputs, n_paths, flow)
+    elif method == "compiled":
+        figures = run_compiled(plan, inputs, figure_places(plan), n_paths)
     else:
         figures = _run_arrays(plan, inputs, n_paths, flow)
     return _result(plan, figures, "soft" if soft else "hard")
@@ -351,7 +363,9 @@ def _month_inputs(
     return cash, constants
 
 
-def _run_arrays(plan: Plan, inputs: Mapping[str, np.ndarray], n_paths: int, flow: Flow | None) -> np.ndarray:
+def _run_arrays(
+    plan: Plan, inputs: Mapping[str, np.ndarray], n_paths: int, flow: DatedFlow | None
+) -> np.ndarray:
     """(J, T, P) every recorded figure, block of paths by block."""
     ops, places = NumpyOps(), figure_places(plan)
     constants = {name: np.asarray(values).tolist() for name, values in plan.constants.items()}
@@ -365,15 +379,13 @@ def _run_arrays(plan: Plan, inputs: Mapping[str, np.ndarray], n_paths: int, flow
         with np.errstate(over="ignore"):
             for t in range(plan.n_periods):
                 cash, k = _month_inputs(plain, inputs, t, rows)
-                state, out = run_month(ops, plan, state, cash, k, flow)
+                state, out = run_month(ops, plan, state, cash, k, flow and partial(flow, t))
                 for name, value in out.items():
                     figures[places[name], t, rows] = value
     return figures
 
 
 def _with_constants(plan: Plan, constants: dict[str, Any]) -> Plan:
-    from dataclasses import replace
-
     return replace(plan, constants=constants)
 
 
@@ -382,7 +394,9 @@ def _torch_ops(tensors: list[Any], temperature: float | None) -> TorchOps:
     return TorchOps(temperature, first.dtype, first.device)
 
 
-def _run_tensors(ops: Any, plan: Plan, inputs: Mapping[str, Any], n_paths: int, flow: Flow | None) -> Any:
+def _run_tensors(
+    ops: Any, plan: Plan, inputs: Mapping[str, Any], n_paths: int, flow: DatedFlow | None
+) -> Any:
     """Tensor (J, T, P) of every recorded figure."""
     places = figure_places(plan)
     zero = ops._tensor(np.zeros(n_paths))
@@ -391,7 +405,7 @@ def _run_tensors(ops: Any, plan: Plan, inputs: Mapping[str, Any], n_paths: int, 
     months = []
     for t in range(plan.n_periods):
         cash, k = _month_inputs(plan, inputs, t, None)
-        state, out = run_month(ops, plan, state, cash, k, flow)
+        state, out = run_month(ops, plan, state, cash, k, flow and partial(flow, t))
         months.append(_stack([zero + out.get(name, 0.0) for name in places], 0))
     return _stack(months, 1)
 

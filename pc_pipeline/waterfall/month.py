@@ -101,6 +101,8 @@ def collect(m: Month) -> None:
         m.pots["combined"] = earned + repaid
     else:
         m.pots["interest"], m.pots["principal"] = earned, repaid
+    for pot, amount in m.pots.items():
+        m.tell("collect", "collections", pot, amount)
 
 
 def coupon_rate(m: Month, coupon: Coupon, level: Any) -> Any:

@@ -306,7 +306,7 @@ class PathBook:
             if not from_principal:
                 return max(balance - collateral / level, 0.0)
             short = level * balance - collateral
-            return 0.0 if short <= 0 else balance if level <= 1 else min(short / (level - 1), balance)
+            return 0.0 if short <= self.dust else balance if level <= 1 else min(short / (level - 1), balance)
         excess = sum(self.balance[n] * self.period_rate[n] for n in names) - self.ic_cash / level
         amount = 0.0
         for group in self.plan.rank_groups(names):

@@ -159,7 +159,7 @@ def cure_amount(m: Month, test_name: str, from_principal: bool) -> Any:
         if not from_principal:
             return m.ops.maximum(balance - collateral / level, 0.0)
         short = m.ops.maximum(level * balance - collateral, 0.0)
-        return m.ops.minimum(m.ops.ratio(short, level - 1.0, INFINITE), balance) * m.ops.positive(short)
+        return m.ops.minimum(m.ops.ratio(short, level - 1.0, INFINITE), balance) * is_there(m, short)
     excess = total_of(m.s[f"balance.{n}"] * m.reached[f"rate.{n}"] for n in names)
     excess = m.ops.maximum(excess - m.reached["ic_numerator"] / level, 0.0)
     amount: Any = 0.0
