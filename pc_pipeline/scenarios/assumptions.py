@@ -144,14 +144,14 @@ class MacroAssumptions:
         Raises:
             ConfigError: other series, missing parts, or values that make no sense.
         """
-        if data.get("series") != list(MACRO_NAMES):
+        if not isinstance(data, Mapping) or data.get("series") != list(MACRO_NAMES):
             raise ConfigError(
-                "assumptions are for other series", expected=MACRO_NAMES, got=data.get("series")
+                "not assumptions for the nine series", expected=MACRO_NAMES, got=str(data)[:200]
             )
         fields = {key: value for key, value in data.items() if key != "series"}
         try:
             return cls(**fields)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(
                 "assumptions have the wrong fields", expected="those of to_dict", got=error
             ) from error
@@ -204,11 +204,12 @@ def load_assumptions(name_or_path: str | Path) -> MacroAssumptions:
                 expected=", ".join(shipped_sets()) + ", or a JSON file",
                 got=name_or_path,
             )
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8", errors="replace")
     try:
-        return MacroAssumptions.from_dict(json.loads(text))
+        data = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError("assumption set is no JSON", got=error, where=name_or_path) from error
+    return MacroAssumptions.from_dict(data)
 
 
 def as_vector(values: Mapping[str, float] | np.ndarray, what: str) -> np.ndarray:

@@ -96,13 +96,19 @@ def _match_headers(headers: list[str]) -> dict[str, str]:
     return found
 
 
+def csv_header(path: Path) -> list[str]:
+    """Column names of a CSV file; none where its first line is not one."""
+    with path.open("rb") as handle:
+        first = handle.readline(100_000).decode("utf-8-sig", errors="replace")
+    try:
+        return next(csv.reader(first.splitlines()[:1]), [])
+    except csv.Error:
+        return []
+
+
 def looks_like_fed(path: Path) -> bool:
     """Whether the first line of a CSV names the domestic supervisory variables."""
-    if path.suffix.lower() != ".csv" or not path.is_file():
-        return False
-    with path.open("rb") as handle:
-        first = handle.readline(20_000).decode("utf-8-sig", errors="replace")
-    return len(_match_headers(next(csv.reader([first]), []))) >= 6
+    return path.suffix.lower() == ".csv" and path.is_file() and len(_match_headers(csv_header(path))) >= 6
 
 
 def read_fed_file(path: Path) -> list[QuarterlyTable]:

@@ -1,9 +1,9 @@
-"""FRED-MD and FRED-QD: the Parquet files of McCracken and Ng's monthly and quarterly panels.
+"""FRED-MD and FRED-QD: McCracken and Ng's monthly and quarterly panels.
 
-Here: mapping their mnemonics to our series. What they lack (a stock index always; in the public subset also a
-BBB yield and nominal house prices) may come from a supervisory history (`fed_files`) that the caller hands
-in.
-Not here: what a history is (`history`).
+Here: finding the panels in a folder (the CSV files as published, with their rows of transformation codes, or
+Parquet with a `date` column) and mapping their mnemonics to our series. What they lack (in the public-domain
+subset a stock index, a BBB yield) may come from a supervisory history (`fed_files`) that the caller adds. Not
+here: what a history is (`history`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import polars as pl
 
 from pc_pipeline.core.errors import IngestError
 from pc_pipeline.core.periods import parse_month
-from pc_pipeline.scenarios.fed_files import HY_OF_IG, IG_OF_BBB, property_index
+from pc_pipeline.scenarios.fed_files import HY_OF_IG, IG_OF_BBB, csv_header, property_index
 from pc_pipeline.scenarios.quarterly import to_months, year_on_year
 
-MONTHLY_FILE: Final = "fred_md.parquet"
-QUARTERLY_FILE: Final = "fred_qd.parquet"
 BBB_OF_BAA: Final = 0.71  # mean ratio of (BBB - 10y) to BAA10YM, 139 quarters 1988Q4-2023Q3
 
 LICENCE: Final = (
@@ -38,58 +36,91 @@ RULES: Final = {
     "credit_spread_ig": f"{IG_OF_BBB} x {BBB_OF_BAA} x BAA10YM (quarterly), bps",
     "credit_spread_hy": f"{HY_OF_IG} x credit_spread_ig, bps: a proxy, high-yield indices are licensed",
     "property_price_index": "USSTHPI x PCEPILFE / 100 (quarterly, nominal again) over its neutral path",
+    "equity_return": "S&P 500 (monthly), change over 12 months",
 }
-MONTHLY_SERIES: Final = ("unemployment_rate", "inflation_rate", "policy_rate", "yield_10y")
-_MONTHLY: Final = ("UNRATE", "CPIAUCSL", "FEDFUNDS", "GS10")
-_QUARTERLY: Final = ("GDPC1", "BAA10YM", "USSTHPI", "PCEPILFE")
+MONTHLY_SERIES: Final = ("unemployment_rate", "inflation_rate", "policy_rate", "yield_10y", "equity_return")
+_MONTHLY_MARK, _QUARTERLY_MARK = "CPIAUCSL", "GDPC1"  # a panel with the second is the quarterly one
+_DATES: Final = ("date", "sasdate")
 
 
-def looks_like_fred(path: Path) -> bool:
-    """Whether a folder holds both panels."""
-    return path.is_dir() and (path / MONTHLY_FILE).is_file() and (path / QUARTERLY_FILE).is_file()
+def fred_panels(folder: Path) -> tuple[Path, Path] | None:
+    """The monthly and the quarterly panel of a folder, the last by name of each; None without both."""
+    if not folder.is_dir():
+        return None
+    monthly, quarterly = None, None
+    for file in sorted(folder.iterdir()):
+        names = _column_names(file)
+        if names and names[0] in _DATES and _QUARTERLY_MARK in names:
+            quarterly = file
+        elif names and names[0] in _DATES and _MONTHLY_MARK in names:
+            monthly = file
+    return (monthly, quarterly) if monthly and quarterly else None
 
 
-def _read(path: Path, needed: tuple[str, ...]) -> pl.DataFrame:
+def _column_names(file: Path) -> list[str]:
     try:
-        frame = pl.read_parquet(path)
+        if file.suffix == ".parquet":
+            return list(pl.read_parquet_schema(file))
+        return csv_header(file) if file.suffix == ".csv" else []
+    except (OSError, pl.exceptions.PolarsError):
+        return []  # not a panel; whoever asked for it by name will hear why
+
+
+def _read(path: Path) -> pl.DataFrame:
+    """A panel as floats by month; rows of transformation codes and empty trailing rows are dropped."""
+    try:
+        if path.suffix == ".parquet":
+            frame = pl.read_parquet(path)
+        else:
+            frame = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy")
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise IngestError("FRED panel cannot be read", expected="Parquet", got=error, where=path) from error
-    missing = [column for column in ("date", *needed) if column not in frame.columns]
-    if missing:
         raise IngestError(
-            "FRED panel lacks columns",
-            expected=", ".join(("date", *needed)),
-            got="no " + ", ".join(missing),
-            where=path,
-        )
-    return frame.select("date", pl.col(needed).cast(pl.Float64)).sort("date")
+            "FRED panel cannot be read", expected="CSV or Parquet", got=error, where=path
+        ) from error
+    first = frame.columns[0]
+    if frame[first].dtype == pl.String:
+        frame = frame.with_columns(pl.col(first).str.to_date("%m/%d/%Y", strict=False))
+    frame = frame.rename({first: "date"}).filter(pl.col("date").is_not_null())
+    if frame.is_empty():
+        raise IngestError("FRED panel has no months", expected="dates like 1/1/1959", got="none", where=path)
+    return frame.select("date", pl.exclude("date").cast(pl.Float64, strict=False)).sort("date")
 
 
-def fred_series(folder: Path) -> dict[str, tuple[list[date], np.ndarray]]:
-    """The eight series that the panels can give (all but equity), each with its own months, by `RULES`.
+def fred_series(monthly_file: Path, quarterly_file: Path) -> dict[str, tuple[list[date], np.ndarray]]:
+    """The series that the panels can give, each with its own months, by `RULES`.
 
     Raises:
-        IngestError: a file or column is missing.
+        IngestError: a file cannot be read, or house prices do not reach their base month.
     """
-    monthly = _read(folder / MONTHLY_FILE, _MONTHLY)
+    monthly, quarterly = _read(monthly_file), _read(quarterly_file)
     months = [parse_month(day) for day in monthly["date"]]
     # the quarterly panel dates a quarter by its last month
-    quarterly = _read(folder / QUARTERLY_FILE, _QUARTERLY)
     quarters = [date(day.year, 3 * ((day.month - 1) // 3) + 1, 1) for day in quarterly["date"]]
 
-    def column(name: str) -> np.ndarray:
-        frame = monthly if name in _MONTHLY else quarterly
-        return frame[name].fill_null(float("nan")).to_numpy()
+    def column(frame: pl.DataFrame, name: str) -> np.ndarray | None:
+        return frame[name].fill_null(float("nan")).to_numpy() if name in frame.columns else None
 
-    ig_months, ig = to_months(quarters, IG_OF_BBB * BBB_OF_BAA * 100.0 * column("BAA10YM"))
-    house_months, house = to_months(quarters, column("USSTHPI") * column("PCEPILFE") / 100.0)
-    return {
-        "gdp_growth_yoy": to_months(quarters, year_on_year(column("GDPC1"), 4)),
-        "unemployment_rate": (months, column("UNRATE") / 100.0),
-        "inflation_rate": (months, year_on_year(column("CPIAUCSL"), 12)),
-        "policy_rate": (months, column("FEDFUNDS") / 100.0),
-        "yield_10y": (months, column("GS10") / 100.0),
-        "credit_spread_ig": (ig_months, ig),
-        "credit_spread_hy": (ig_months, HY_OF_IG * ig),
-        "property_price_index": (house_months, property_index(house_months, house, folder)),
-    }
+    series: dict[str, tuple[list[date], np.ndarray]] = {}
+    for name, mnemonic in (
+        ("unemployment_rate", "UNRATE"),
+        ("policy_rate", "FEDFUNDS"),
+        ("yield_10y", "GS10"),
+    ):
+        values = column(monthly, mnemonic)
+        if values is not None:
+            series[name] = (months, values / 100.0)
+    for name, mnemonic in (("inflation_rate", "CPIAUCSL"), ("equity_return", "S&P 500")):
+        values = column(monthly, mnemonic)
+        if values is not None:
+            series[name] = (months, year_on_year(values, 12))
+    output, spread = column(quarterly, "GDPC1"), column(quarterly, "BAA10YM")
+    if output is not None:
+        series["gdp_growth_yoy"] = to_months(quarters, year_on_year(output, 4))
+    if spread is not None:
+        ig_months, ig = to_months(quarters, IG_OF_BBB * BBB_OF_BAA * 100.0 * spread)
+        series["credit_spread_ig"], series["credit_spread_hy"] = (ig_months, ig), (ig_months, HY_OF_IG * ig)
+    houses, prices = column(quarterly, "USSTHPI"), column(quarterly, "PCEPILFE")
+    if houses is not None and prices is not None:
+        house_months, house = to_months(quarters, houses * prices / 100.0)
+        series["property_price_index"] = (house_months, property_index(house_months, house, quarterly_file))
+    return series

@@ -94,12 +94,12 @@ def load_history(path: str | Path, complete_with: str | Path | None = None) -> M
     """Macro history from any of the known forms.
 
     Args:
-        path: a folder with fred_md.parquet and fred_qd.parquet; a folder or CSV file of the Federal Reserve's
-            supervisory scenarios (the historic domestic table is used); or a user's CSV or Parquet file with
-            `month` and our nine column names in our units.
-        complete_with: for FRED folders, a supervisory folder or file that gives what FRED lacks: equity, and
-            in place of FRED's substitutes the BBB spread and house prices. By default the first sibling
-            folder that has one.
+        path: a folder with the FRED-MD and FRED-QD panels (CSV as published, or Parquet); a folder or CSV
+            file of the Federal Reserve's supervisory scenarios (the historic domestic table is used); or a
+            user's CSV or Parquet file with `month` and our nine column names in our units.
+        complete_with: for FRED folders, a supervisory folder or file that gives what the panels lack (the
+            public subset has no stock index) and, in place of FRED's substitutes, the BBB spread and house
+            prices. By default the first sibling folder that has one.
 
     Raises:
         IngestError: nothing known is there, or a series cannot be made.
@@ -108,8 +108,9 @@ def load_history(path: str | Path, complete_with: str | Path | None = None) -> M
     place = Path(path)
     if not place.exists():
         raise IngestError("no macro history there", expected="a file or folder", got="nothing", where=place)
-    if fred_files.looks_like_fred(place):
-        return _from_fred(place, Path(complete_with) if complete_with is not None else _fed_sibling(place))
+    panels = fred_files.fred_panels(place)
+    if panels is not None:
+        return _from_fred(panels, Path(complete_with) if complete_with is not None else _fed_sibling(place))
     if place.is_dir() or fed_files.looks_like_fed(place):
         table = _historic(place)
         source = f"{table.source} (Federal Reserve)"
@@ -142,26 +143,35 @@ def _fed_sibling(folder: Path) -> Path | None:
     return None
 
 
-def _from_fred(folder: Path, fed: Path | None) -> MacroHistory:
-    series = fred_files.fred_series(folder)
+_BETTER_FROM_FED: Final = ("credit_spread_ig", "credit_spread_hy", "property_price_index")
+
+
+def _from_fred(panels: tuple[Path, Path], fed: Path | None) -> MacroHistory:
+    series = fred_files.fred_series(*panels)
+    interpolated = set(MACRO_NAMES) - set(fred_files.MONTHLY_SERIES)
     rules = {
-        name: rule if "monthly" in rule else f"{rule}; {METHOD}" for name, rule in fred_files.RULES.items()
+        name: f"{fred_files.RULES[name]}; {METHOD}" if name in interpolated else fred_files.RULES[name]
+        for name in series
     }
-    if fed is None:
+    source, licence = "FRED-MD and FRED-QD", fred_files.LICENCE
+    if fed is not None:
+        table = _historic(fed)
+        for name, supervisory in fed_files.fed_series(table).items():
+            if name in _BETTER_FROM_FED or name not in series:
+                series[name] = supervisory
+                rules[name] = f"{fed_files.RULES[name]} (from {table.source}); {METHOD}"
+                interpolated.add(name)
+        source += f", completed from {table.source} (Federal Reserve)"
+        licence += f"; {fed_files.LICENCE}"
+    missing = [name for name in MACRO_NAMES if name not in series]
+    if missing:
         raise IngestError(
-            "FRED panels have no stock index",
+            "FRED panels lack series",
             expected="a folder of supervisory scenario files beside them, or complete_with=",
-            got="none",
-            where=folder,
+            got="no " + ", ".join(missing),
+            where=panels[0].parent,
         )
-    table = _historic(fed)
-    supervisory = fed_files.fed_series(table)
-    for name in ("equity_return", "credit_spread_ig", "credit_spread_hy", "property_price_index"):
-        series[name] = supervisory[name]
-        rules[name] = f"{fed_files.RULES[name]} (from {table.source}); {METHOD}"
-    source = f"FRED-MD and FRED-QD, completed from {table.source} (Federal Reserve)"
-    interpolated = frozenset(MACRO_NAMES) - frozenset(fred_files.MONTHLY_SERIES)
-    return _assemble(series, rules, source, interpolated, f"{fred_files.LICENCE}; {fed_files.LICENCE}")
+    return _assemble(series, rules, source, frozenset(interpolated), licence)
 
 
 def _assemble(

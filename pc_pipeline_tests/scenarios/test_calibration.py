@@ -58,7 +58,7 @@ def test_json_round_trip(tmp_path):
 
 def test_broken_sets_are_refused(tmp_path):
     data = decided_assumptions().to_dict()
-    with pytest.raises(ConfigError, match="other series"):
+    with pytest.raises(ConfigError, match="not assumptions"):
         MacroAssumptions.from_dict({**data, "series": ["x"]})
     with pytest.raises(ConfigError, match="wrong fields"):
         MacroAssumptions.from_dict({**data, "colour": 1})
@@ -72,6 +72,8 @@ def test_broken_sets_are_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             MacroAssumptions.from_dict({**data, part: value})
+    with pytest.raises(ConfigError, match="not assumptions"):
+        MacroAssumptions.from_dict([1])  # type: ignore[arg-type]
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(DataError, match="no JSON"):
         load_assumptions(tmp_path / "x.json")

@@ -71,10 +71,40 @@ def test_fred_alone_cannot_give_equity(tmp_path):
     for name in ("fred_md.parquet", "fred_qd.parquet"):
         (tmp_path / "alone").mkdir(exist_ok=True)
         (tmp_path / "alone" / name).symlink_to(shared_path(f"data/macro_fred/{name}"))
-    with pytest.raises(IngestError, match="no stock index"):
+    with pytest.raises(IngestError, match="no equity_return"):
         load_history(tmp_path / "alone")
     completed = load_history(tmp_path / "alone", complete_with=shared_path("data/macro_fed_scenarios"))
     assert "equity_return" in completed.frame.columns
+
+
+def published_panels(folder):
+    """The panels as the St. Louis Fed publishes them: CSV, rows of codes, US dates; with a stock index."""
+    folder.mkdir()
+    fred = shared_path("data/macro_fred")
+    for name, codes in (("fred_md", ["Transform:"]), ("fred_qd", ["factors", "transform"])):
+        frame = pl.read_parquet(fred / f"{name}.parquet")
+        if name == "fred_md":
+            frame = frame.with_columns(pl.Series("S&P 500", 100 * 1.005 ** np.arange(frame.height)))
+        dates = frame["date"].dt.strftime("%-m/%-d/%Y").alias("sasdate")
+        body = frame.select(dates, pl.exclude("date")).write_csv().splitlines()
+        width = len(frame.columns) - 1
+        rows = [body[0], *(code + ",5" * width for code in codes), *body[1:], "," * width]
+        (folder / f"{name}_2023-10.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_panels_as_published(tmp_path):
+    history = load_history(published_panels(tmp_path / "csv"), complete_with=None)
+    assert "completed" not in history.source
+    assert history.clipped["policy_rate"] == 13  # above 15 % in 1980-81
+    assert history.frame["equity_return"].to_numpy() == pytest.approx(1.005**12 - 1)
+    completed = load_history(shared_path("data/macro_fred"))
+    both = history.frame.join(completed.frame, on="month", suffix="_fed")
+    for name in ("gdp_growth_yoy", "unemployment_rate", "inflation_rate", "policy_rate", "yield_10y"):
+        assert both[name].to_numpy() == pytest.approx(both[f"{name}_fed"].to_numpy())
+    # Baa of long maturities stands in for the BBB spread, deflated prices made nominal for house prices
+    for name, least in (("credit_spread_ig", 0.85), ("property_price_index", 0.85)):
+        assert np.corrcoef(both[name], both[f"{name}_fed"])[0, 1] > least
 
 
 def test_both_sources_tell_the_same_story():
@@ -171,6 +201,31 @@ def test_values_beyond_bounds_are_clipped_and_counted():
 def test_spoilt_user_tables_are_refused(spoil, message):
     with pytest.raises(DataError, match=message):
         history_from_frame(spoil(user_frame()))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_files_give_a_clear_error_or_a_valid_history(tmp_path, seed):
+    """Truncation, flipped bytes, other separators and encodings: never anything but our own errors."""
+    rng = np.random.default_rng(seed)
+    original = old_file(tmp_path).read_bytes()
+    damaged = bytearray(original)
+    if seed % 4 == 0:
+        damaged = damaged[: rng.integers(len(original))]
+    elif seed % 4 == 1:
+        for place in rng.integers(len(original), size=30):
+            damaged[place] = rng.integers(256)
+    elif seed % 4 == 2:
+        damaged = bytearray(original.replace(b",", [b";", b"\t", b"\0", b"\r"][seed // 4 % 4]))
+    else:
+        damaged = bytearray(original.decode().encode(["utf-16", "utf-32", "cp500"][seed // 4 % 3]))
+    (tmp_path / "old.csv").write_bytes(bytes(damaged))
+    for place in (tmp_path / "old.csv", tmp_path):
+        try:
+            history = load_history(place)
+        except DataError as error:
+            assert error.message
+        else:
+            assert history.table().height == history.frame.height
 
 
 def test_unknown_places(tmp_path):
