@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import polars as pl
 
@@ -18,6 +18,8 @@ from pc_pipeline.loans.ingest.files import Part, read_part, where
 from pc_pipeline.loans.ingest.result import QualityLog
 from pc_pipeline.schemas.tables import TABLES
 from pc_pipeline.schemas.units import OBSERVED
+
+_CALENDAR: Final = (-719_162, 2_932_896)  # days since 1970 of the years 1 to 9999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,8 +186,11 @@ def cast_expression(name: str, have: Any, want: Any) -> pl.Expr:
             .cast(pl.Int64, strict=False)
             .alias(name)
         )
-    if want == pl.Date and not (have.is_temporal() or have == pl.Null):
+    if want == pl.Date and not (have in (pl.Date, pl.Datetime) or have == pl.Null):
         return pl.lit(None, pl.Date).alias(name)
+    if want == pl.Date:  # a damaged file can hold days that no calendar has, on which polars panics
+        day = value.cast(pl.Date, strict=False)
+        return pl.when(day.to_physical().is_between(*_CALENDAR)).then(day).alias(name)
     return value.cast(want, strict=False)
 
 

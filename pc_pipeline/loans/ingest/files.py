@@ -36,6 +36,7 @@ KINDS: Final = {
     ".xlsx": "workbook",
     ".xml": "xml",
 }
+_DAMAGE: Final = (OSError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError)
 NULL_WORDS: Final = ("", "NULL", "null", "NA", "N/A", "#N/A")
 
 
@@ -295,7 +296,7 @@ def _guard_path(file: Path, read: Any) -> Any:
         return read()
     except IngestError:
         raise
-    except (pl.exceptions.PolarsError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, *_DAMAGE) as error:
         raise IngestError(
             "the file cannot be read",
             expected=f"a whole {file.suffix.lstrip('.')} file",

@@ -101,7 +101,15 @@ def read_tape(
         macro=None if macro is None else to_polars(macro, ("month", "yield_10y"), "macro"),
     )
     log = QualityLog()
-    tables = chosen.read(parts, log, options)
+    try:
+        tables = chosen.read(parts, log, options)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise IngestError(
+            "the delivery holds values that cannot be worked with",
+            expected=chosen.expects,
+            got=str(error).partition("\n")[0][:300],
+            where=path,
+        ) from error
     if tables.loans.is_empty():
         raise IngestError(
             "no loan of the delivery is good",

@@ -73,8 +73,12 @@ class QualityLog:
     _refused: list[pl.DataFrame] = field(default_factory=list)
 
     def rows_in(self, file: str, frame: pl.DataFrame, month: pl.Expr | None = None) -> None:
-        """Count the rows of a file, and by month where `month` says which."""
-        self._add(file, WHOLE_FILE, None, rows_in=frame.height)
+        """Count the rows of a file, and by month where `month` says which.
+
+        Rows of the file that were refused before (a value that does not fit its type) are counted in.
+        """
+        gone = sum(int((part["source_file"] == file).sum()) for part in self._refused)
+        self._add(file, WHOLE_FILE, None, rows_in=frame.height + gone)
         if month is None:
             return
         by_month = (
