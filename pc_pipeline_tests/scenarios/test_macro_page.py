@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from pc_pipeline.scenarios.assumptions import decided_assumptions, load_assumptions
+from pc_pipeline.scenarios.calibration import PANDEMIC
 from pc_pipeline.scenarios.definitions import load_scenarios
 from pc_pipeline.scenarios.generator import MacroScenarioGenerator
+from pc_pipeline.scenarios.history import load_history
+from pc_pipeline.scenarios.var_fit import keep_months
 from pc_pipeline.schemas.units import MACRO_NAMES
+from pc_pipeline_tests.shared_data import shared_path
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods" / "macro.md").read_text(encoding="utf-8")
 
@@ -76,3 +80,26 @@ def test_held_peak_of_the_shipped_set():
     generator = MacroScenarioGenerator(assumptions="us_1988_2023")
     peak = generator.mean_path("severe")[:, MACRO_NAMES.index("credit_spread_ig")].max()
     assert peak == pytest.approx(440, abs=1)
+
+
+def test_stated_limits_of_the_shipped_set():
+    """Dispersion of changes over twelve months, and one correlation of levels, against history."""
+    history = load_history(shared_path("data/macro_fred"))
+    keep = keep_months(history.frame["month"].to_list(), PANDEMIC)
+    real = history.values()
+    paths = MacroScenarioGenerator(n_months=240, assumptions="us_1988_2023").generate_paths("baseline", 400)
+    changes = (real[12:] - real[:-12])[keep[12:] & keep[:-12]].std(axis=0)
+    share = (paths[:, 12:] - paths[:, :-12]).std(axis=(0, 1)) / changes
+    stated = {
+        "property_price_index": 0.56,
+        "policy_rate": 0.76,
+        "unemployment_rate": 0.73,
+        "equity_return": 0.75,
+        "gdp_growth_yoy": 0.89,
+        "inflation_rate": 0.94,
+        "yield_10y": 1.24,
+    }
+    assert {name: share[MACRO_NAMES.index(name)] for name in stated} == pytest.approx(stated, abs=0.03)
+    rates = [MACRO_NAMES.index("policy_rate"), MACRO_NAMES.index("yield_10y")]
+    assert np.corrcoef(real[keep][:, rates].T)[0, 1] == pytest.approx(0.87, abs=0.01)
+    assert np.corrcoef(paths.reshape(-1, 9)[:, rates].T)[0, 1] == pytest.approx(0.3, abs=0.05)
