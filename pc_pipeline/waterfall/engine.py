@@ -19,7 +19,6 @@ import numpy as np
 
 from pc_pipeline.core.errors import DataError, DealError, SimulationError
 from pc_pipeline.schemas.units import CASH_CHANNELS, N_CASH
-from pc_pipeline.waterfall.compiled import run_compiled
 from pc_pipeline.waterfall.deal import Deal
 from pc_pipeline.waterfall.ops import NumpyOps, Ops, TorchOps
 from pc_pipeline.waterfall.plan import Plan, make_plan
@@ -224,6 +223,8 @@ def run_waterfall(
         ops = _torch_ops(tensors, (temperature or deal.soft_temperature) if soft else None)
         figures = _run_tensors(ops, plan, inputs, n_paths, flow)
     elif method == "compiled":
+        from pc_pipeline.waterfall.compiled import run_compiled  # numba takes half a second to import
+
         figures = run_compiled(plan, inputs, figure_places(plan), n_paths)
     else:
         figures = _run_arrays(plan, inputs, n_paths, flow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ def deals(draw: Any) -> Deal:
         tranches[-1] |= {"day_count": draw(pick(["30/360", "Act/360"])), "interest_on_shortfall": draw(flag)}
         if i > 0:
             tranches[-1]["pik"] = draw(flag)
+        if isinstance(coupon, dict) and draw(flag):
+            coupon |= {"available_funds_cap": True, "steps": [{"start": dt.date(2024, 6, 1), "rate": 0.02}]}
     if n > 1 and draw(st.integers(0, 3)) == 0:
         tranches[-1] |= {"kind": "accrual", "accrues_until_paid": [names[0]], "pik": False}
     if draw(st.integers(0, 3)) == 0:
@@ -88,6 +91,14 @@ def deals(draw: Any) -> Deal:
                 "earnings_rate": 0.02,
             }
         )
+    if draw(flag):
+        accounts.append(
+            {"name": "facility", "kind": "facility", "initial": {"amount": 3_000.0}, "earnings_rate": 0.06}
+        )
+    if draw(flag):
+        accounts.append(
+            {"name": "prefund", "kind": "prefunding", "initial": {"amount": 50_000.0}, "until_month": 3}
+        )
     triggers: list[dict[str, Any]] = [
         {
             "name": "losses",
@@ -115,6 +126,14 @@ def deals(draw: Any) -> Deal:
             "oc_target": {"share_of_pool": 0.05, "floor_share_of_original": 0.01},
         },
     }
+    triggers.append({"name": "under", "kind": "undercollateralized", "level": 1.02, "classes": names})
+    triggers.append({"name": "unpaid", "kind": "interest_shortfall", "classes": names[:1], "cure": "never"})
+    triggers.append({"name": "gone", "kind": "paid_off", "classes": names[:1]})
+    if any(account["name"] == "reserve" for account in accounts):
+        triggers.append({"name": "low", "kind": "account_below", "account": "reserve"})
+    if draw(flag):
+        rate = {"index": "SOFR", "spread": 0.0}
+        terms["swaps"] = [{"name": "swap", "notional": names[:1], "pay": {"rate": 0.03}, "receive": rate}]
     if draw(flag):
         terms["reinvestment"] = {"months": draw(st.integers(0, 8)), "price": draw(pick([1.0, 0.9]))}
     if draw(st.integers(0, 2)) == 0:
@@ -127,15 +146,19 @@ def deals(draw: Any) -> Deal:
 def _steps(draw: Any, terms: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """An auto-style combined list, or a separate one with principal support and shifting interest."""
     flag = st.booleans()
-    reserves = [account["name"] for account in terms["accounts"]]
+    reserves = [account["name"] for account in terms["accounts"] if account["name"] == "reserve"]
+    lenders = [account["name"] for account in terms["accounts"] if account["name"] == "facility"]
+    prefunding = [account["name"] for account in terms["accounts"] if account["name"] == "prefund"]
     earning = [t["name"] for t in terms["tranches"] if t.get("kind") != "residual"]
     accruing = [t["name"] for t in terms["tranches"] if t.get("kind") == "accrual"]
     combined = draw(flag)
     pot = "combined" if combined else "interest"
     lines: list[dict[str, Any]] = [{"release": name} for name in reserves]
     lines += [{"fee": "senior_fee"}]
+    lines += [{"swap": swap["name"]} for swap in terms.get("swaps", [])]
+    lines += [{"repay": name} for name in lenders]
     lines += [{"accrue": name} for name in accruing]
-    support = [pot, *reserves, *([] if combined else ["principal"])]
+    support = [pot, *reserves, *lenders, *([] if combined else ["principal"])]
     if draw(flag):
         lines.append({"interest": earning, "from": support})
     else:
@@ -146,8 +169,11 @@ def _steps(draw: Any, terms: dict[str, Any], names: list[str]) -> dict[str, Any]
         lines.append({"cure": [test["name"] for test in terms["tests"]], "from": sources})
     lines += [{"fund": name, "unless": ["late"]} for name in reserves]
     lines.append({"fee": "junior_fee"})
+    if any(fee["name"] == "incentive" for fee in terms["fees"]):
+        lines.append({"incentive": "incentive"})
     groups: Any = [names] if draw(flag) else names
     if combined:
+        lines = [{"release": name} for name in prefunding] + lines
         lines.append({"principal": {"to": names, "amount": "parity"}})
         lines.append(
             {
@@ -160,7 +186,9 @@ def _steps(draw: Any, terms: dict[str, Any], names: list[str]) -> dict[str, Any]
         )
         lines.append({"principal": groups, "when": ["losses"]})
         return {"combined": [*lines, {"residual": "E"}]}
-    principal: list[dict[str, Any]] = []
+    principal: list[dict[str, Any]] = [{"release": name} for name in prefunding]
+    if draw(flag):
+        lines.append({"move": "principal", "when": ["unpaid"]})
     if "reinvestment" in terms:
         principal.append({"reinvest": True, "unless": ["losses"]})
     principal.append(

@@ -151,3 +151,169 @@ def test_no_notes_left_means_every_test_passes() -> None:
     assert np.isinf(result.oc_ratio[0, 1, 0])
     assert result.test_passed[0, 1, 0]
     np.testing.assert_allclose(result.balance[0, -1], 0.0)
+
+
+def one_month(terms: dict, *rows: tuple[float, ...], pool: float = 100.0, **options: object):  # type: ignore[no-untyped-def]
+    return run_waterfall(cash_of(*rows), parse_deal(terms), pool_balance=pool, **options)
+
+
+def test_swap_nets_and_is_paid_before_the_classes() -> None:
+    """Pays 4 %, receives 3 % on 80 for 31/360 of a year: .0689 out; the other way round it comes in."""
+    steps = {
+        "interest": [{"swap": "s"}, {"interest": "A"}, {"interest": "B"}, {"residual": "E"}],
+        "principal": [{"principal": ["A", "B"]}, {"residual": "E"}],
+    }
+    swap = {
+        "name": "s",
+        "notional": ["A"],
+        "pay": {"rate": 0.04},
+        "receive": {"index": "SOFR", "spread": 0.0},
+    }
+    terms = {**TWO, "swaps": [swap], "waterfall": steps}
+    out = one_month(terms, (1.0, 0, 0, 0, 0), index_rate_PT=0.03)
+    assert out.totals["swap_paid"][0, 0] == pytest.approx(80 * 0.01 * 31 / 360)
+    back = one_month(terms, (1.0, 0, 0, 0, 0), index_rate_PT=0.05)
+    assert back.residual[0, 0] == pytest.approx(1.0 - 0.5 + 80 * 0.01 * 31 / 360)
+
+
+def test_facility_lends_and_is_repaid_with_interest() -> None:
+    """Interest due .50 meets .10 of cash: the facility lends its limit .30; it is repaid at 12 % a year."""
+    steps = {
+        "interest": [{"repay": "f"}, {"interest": ["A", "B"], "from": ["interest", "f"]}, {"residual": "E"}],
+        "principal": [{"principal": ["A", "B"]}, {"residual": "E"}],
+    }
+    lender = {"name": "f", "kind": "facility", "initial": {"amount": 0.3}, "earnings_rate": 0.12}
+    terms = {**TWO, "accounts": [lender], "waterfall": steps}
+    result = one_month(terms, (0.1, 0, 0, 0, 0), (2.0, 0, 0, 0, 0))
+    np.testing.assert_allclose(result.interest_paid[0, 0, :2].sum(), 0.4)
+    assert result.totals["facility_repaid"][0, 1] == pytest.approx(0.3 * (1 + 0.12 * 29 / 365))
+    assert result.accounts[0, 1, 0] == pytest.approx(0.0, abs=1e-15)
+
+
+def test_prefunding_buys_in_equal_parts_and_releases_the_rest() -> None:
+    terms = {
+        **TWO,
+        "accounts": [{"name": "p", "kind": "prefunding", "initial": {"amount": 10.0}, "until_month": 2}],
+    }
+    result = one_month(terms, *[(1.0, 0, 0, 0, 0)] * 3)
+    np.testing.assert_allclose(result.totals["reinvested"][0], [5.0, 5.0, 0.0])
+    np.testing.assert_allclose(result.pool[0], [105.0, 110.0, 110.0])
+
+
+def test_accrual_class_grows_and_pays_the_classes_before_it() -> None:
+    """Z accrues 1 % of 10 a month; the cash goes to A as principal until A is paid."""
+    terms = {
+        "name": "z",
+        "tranches": [
+            {"name": "A", "size": 0.9, "coupon": 0.06},
+            {"name": "Z", "kind": "accrual", "size": 0.1, "coupon": 0.12, "accrues_until_paid": ["A"]},
+        ],
+    }
+    result = one_month(terms, (1.0, 5.0, 0, 0, 0), (1.0, 90.0, 0, 0, 0), (1.0, 0, 0, 0, 0))
+    assert result.balance[0, 0, 1] == pytest.approx(10.1)
+    assert result.principal_paid[0, 0, 0] == pytest.approx(5.1)
+    assert result.balance[0, 1, 0] == 0.0
+    assert result.interest_paid[0, 2, 1] == pytest.approx(result.balance[0, 1, 1] * 0.01)
+
+
+def test_pik_interest_is_added_to_the_balance() -> None:
+    terms = {**TWO, "tranches": [dict(t) for t in TWO["tranches"]]}
+    terms["tranches"][1]["pik"] = True
+    result = one_month(terms, (0.42, 0, 0, 0, 0))
+    assert result.balance[0, 0, 1] == pytest.approx(10.08)
+    assert result.interest_shortfall[0, 0, 1] == 0.0
+
+
+def test_write_down_is_junior_first_and_written_up_again() -> None:
+    """12 of charge-offs: E loses its 10, B 2. A recovery paid to A leaves room for 1.5 of B again."""
+    terms = {**TWO, "losses": "write_down"}
+    result = one_month(terms, (0.5, 0, 0, 12.0, 0), (0.5, 0, 0, 0, 1.5))
+    np.testing.assert_allclose(result.balance[0, 0], [80.0, 8.0, 0.0])
+    np.testing.assert_allclose(result.written_down[0, 0], [0.0, 2.0, 10.0])
+    np.testing.assert_allclose(result.balance[0, 1], [78.5, 9.5, 0.0])
+
+
+def test_cleanup_call_pays_everyone_and_ends_the_deal() -> None:
+    terms = {**TWO, "call": {"pool_factor": 0.3}}
+    rows = ((1.0, 60.0, 0, 0, 0), (0.5, 12.0, 0, 0, 0), (0.3, 10.0, 0, 0, 0))
+    result = one_month(terms, *rows)
+    np.testing.assert_allclose(result.totals["called"][0], [0.0, 1.0, 0.0])
+    np.testing.assert_allclose(result.balance[0, 1, :2], 0.0)
+    assert result.totals["sale"][0, 1] == 28.0
+    np.testing.assert_allclose(result.totals["collections"][0, 2], 0.0)
+
+
+def test_call_waits_until_it_pays_every_class() -> None:
+    result = one_month({**TWO, "call": {"pool_factor": 0.3}}, (1.0, 60.0, 0, 12.0, 0))
+    assert result.totals["called"][0, 0] == 0.0
+    assert result.balance[0, 0, 0] == 20.0
+
+
+def test_available_funds_cap_and_floor() -> None:
+    """The pool earns 3.6 % a year: a capped 6 % class is due 3.6 %."""
+    terms = {**TWO, "tranches": [dict(t) for t in TWO["tranches"]]}
+    terms["tranches"][0]["coupon"] = {"rate": 0.06, "available_funds_cap": True}
+    assert one_month(terms, (0.3, 0, 0, 0, 0)).interest_due[0, 0, 0] == pytest.approx(80 * 0.036 / 12)
+    terms["tranches"][0]["coupon"] = {"index": "SOFR", "spread": 0.01, "floor": 0.02, "cap": 0.05}
+    for index, rate in ((-0.01, 0.02), (0.03, 0.04), (0.09, 0.05)):
+        due = one_month(terms, (1, 0, 0, 0, 0), index_rate_PT=index).interest_due[0, 0, 0]
+        assert due == pytest.approx(80 * rate / 12)
+
+
+def test_incentive_fee_above_the_hurdle() -> None:
+    """E was bought for 10 and must earn 10 % a year first; of what is above it the manager takes a fifth."""
+    fee = {"name": "inc", "hurdle_irr": 0.1, "share": 0.2, "hurdle_class": "E"}
+    result = one_month({**TWO, "fees": [fee]}, (30.5, 0, 0, 0, 0))
+    hurdle = 10 * 1.1 ** (31 / 365)
+    assert result.fees[0, 0, 0] == pytest.approx(0.2 * (30.0 - hurdle))
+
+
+def test_trigger_sticks_or_cures() -> None:
+    base = {"name": "loss", "kind": "cumulative_loss", "level": 0.02}
+    rows = ((1.0, 0, 0, 3.0, 0), (1.0, 0, 0, 0, 2.0))
+    for cure, expected in (("never", [1.0, 1.0]), ("passing", [1.0, 0.0])):
+        result = one_month({**TWO, "triggers": [{**base, "cure": cure}]}, *rows)
+        assert result.triggers[0, :, 0].tolist() == expected
+
+
+def test_event_of_default_accelerates() -> None:
+    """Once A's interest is short, interest after A's goes to principal instead of B."""
+    terms = {
+        **TWO,
+        "triggers": [{"name": "eod", "kind": "interest_shortfall", "classes": ["A"], "cure": "never"}],
+        "waterfall": {
+            "interest": [
+                {"interest": "A"},
+                {"move": "principal", "when": ["eod"]},
+                {"interest": "B"},
+                {"residual": "E"},
+            ],
+            "principal": [{"principal": ["A", "B"]}, {"residual": "E"}],
+        },
+    }
+    result = one_month(terms, (0.1, 0, 0, 0, 0), (2.0, 0, 0, 0, 0))
+    assert result.interest_paid[0, 1, 0] == pytest.approx(0.7)
+    assert result.principal_paid[0, 1, 0] == pytest.approx(1.3)
+    assert result.interest_paid[0, 1, 1] == 0.0
+
+
+def test_step_down_to_pro_rata() -> None:
+    """Sequential until month 2, then pro rata unless losses exceed their trigger."""
+    terms = {
+        **TWO,
+        "triggers": [
+            {"name": "early", "kind": "pool_factor", "level": 0.95},
+            {"name": "later", "kind": "date", "from_month": 2},
+        ],
+        "waterfall": {
+            "interest": [{"interest": "A"}, {"interest": "B"}, {"residual": "E"}],
+            "principal": [
+                {"principal": ["A", "B"], "unless": ["later"]},
+                {"principal": [["A", "B"]], "when": ["later"]},
+                {"residual": "E"},
+            ],
+        },
+    }
+    result = one_month(terms, (1.0, 8.0, 0, 0, 0), (1.0, 8.2, 0, 0, 0))
+    np.testing.assert_allclose(result.principal_paid[0, 0, :2], [8.0, 0.0])
+    np.testing.assert_allclose(result.principal_paid[0, 1, :2], [8.2 * 72 / 82, 1.0])
