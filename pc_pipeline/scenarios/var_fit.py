@@ -21,8 +21,6 @@ from typing import Final
 import numpy as np
 import polars as pl
 from scipy.linalg import fractional_matrix_power
-from sklearn.linear_model import Ridge
-from sklearn.model_selection import GridSearchCV, TimeSeriesSplit
 
 from pc_pipeline.core.errors import DataError
 from pc_pipeline.core.periods import parse_month
@@ -118,6 +116,8 @@ def fit_step(
     before: np.ndarray, after: np.ndarray, step: int, penalties: np.ndarray | None = None
 ) -> StepFit:
     """Ridge fit, equation by equation; each penalty by `choose_penalty` unless given."""
+    from sklearn.linear_model import Ridge  # half a second, which only this method needs
+
     own = _own_persistence(before, after, step)
     surprise = after - own * before
     if penalties is None:
@@ -133,6 +133,9 @@ def fit_step(
 
 def choose_penalty(before: np.ndarray, surprise: np.ndarray) -> float:
     """Penalty of one equation with the smallest squared forecast error over forward-chained folds."""
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GridSearchCV, TimeSeriesSplit
+
     search = GridSearchCV(
         Ridge(fit_intercept=False),
         {"alpha": list(PENALTIES)},
