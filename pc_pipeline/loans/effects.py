@@ -49,24 +49,24 @@ def codes_of(values: pl.Series, names: tuple[str, ...], where: str) -> np.ndarra
     Raises:
         DataError: a value is not among them.
     """
-    codes = values.replace_strict(list(names), range(len(names)), default=None, return_dtype=pl.Int64)
+    codes = values.cast(pl.Enum(names), strict=False)
     if codes.null_count():
         unknown = values.filter(codes.is_null())[0]
         raise DataError("value outside the known list", expected=", ".join(names), got=unknown, where=where)
-    return codes.to_numpy()
+    return codes.to_physical().to_numpy().astype(np.int64)
 
 
 def loan_numbers(loans: pl.DataFrame) -> np.ndarray:
-    """(L,) the number at the end of each loan id, the key of the loan's own random numbers.
+    """(L,) the number in each loan id (L00000012), the key of the loan's own random numbers.
 
     Raises:
-        DataError: an id ends in no digits: the loan is not from the synthetic generator.
+        DataError: an id is no such number: the loan is not from the synthetic generator.
     """
-    numbers = loans["loan_id"].str.extract(r"(\d+)$").cast(pl.Int64, strict=False)
+    numbers = loans["loan_id"].str.strip_prefix("L").cast(pl.Int64, strict=False)
     if numbers.null_count():
         raise DataError(
             "only generated loans have a known truth",
-            expected="loan_id ending in its number",
+            expected="loan_id such as L00000012",
             got=loans["loan_id"].filter(numbers.is_null())[0],
         )
     return numbers.to_numpy()

@@ -79,18 +79,24 @@ def _walk(
             t = position + 1
             state = states[loan, position]
             rate = _rate(coupon[loan], spread[loan], rates[origin + t])
-            due = 0.0
+            interest_due = 0.0
+            principal_due = 0.0
             if t <= n:
                 principal_due = instalment_principal(
                     schedule, coupon[loan], payment_cents[loan], code[loan], t, n
                 )
-                due = principal_due + np.rint(schedule * rate / MONTHS_PER_YEAR)
+                interest_due = np.rint(schedule * rate / MONTHS_PER_YEAR)
                 schedule -= principal_due
             interest = 0.0
             principal = 0.0
             prepaid = 0.0
             charged_off = 0.0
-            if state == 4:
+            if state == 0 and tau == t - 1 and t <= n:  # punctual: what is paid is what is due
+                tau = t
+                interest = interest_due
+                principal = principal_due
+                balance = schedule
+            elif state == 4:
                 charged_off = balance
                 balance = 0.0
             elif state == 5:
@@ -113,7 +119,7 @@ def _walk(
                     )
                     principal += part
                     balance -= part
-            money[0, row] = due / 100.0
+            money[0, row] = (interest_due + principal_due) / 100.0
             money[1, row] = (interest + principal) / 100.0
             money[2, row] = interest / 100.0
             money[3, row] = principal / 100.0

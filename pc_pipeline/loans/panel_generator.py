@@ -18,7 +18,7 @@ import polars as pl
 from pc_pipeline.core.errors import DataError
 from pc_pipeline.core.periods import month_index_expr
 from pc_pipeline.core.rng import derive_seed
-from pc_pipeline.loans.amortisation import amortization_codes, payment_cents
+from pc_pipeline.loans.amortisation import payment_cents
 from pc_pipeline.loans.asset_classes import base_moves
 from pc_pipeline.loans.counter import counter_uniform
 from pc_pipeline.loans.effects import codes_of, loan_numbers
@@ -26,10 +26,10 @@ from pc_pipeline.loans.ledger import MONEY_COLUMNS, Contracts, walk_ledger
 from pc_pipeline.loans.macro_index import MacroPaths, macro_paths
 from pc_pipeline.loans.panel_rows import month_numbers
 from pc_pipeline.loans.recoveries import DefaultedLoans, lag_months, month_dates, severities
-from pc_pipeline.loans.truth import KIND_OF_MOVE, TrueLaw, fill_row
-from pc_pipeline.schemas.states import PADDING
+from pc_pipeline.loans.truth import KIND_OF_MOVE, TrueLaw, draw_performing, fill_row
+from pc_pipeline.schemas.states import PADDING, LoanState
 from pc_pipeline.schemas.tables import columns
-from pc_pipeline.schemas.units import ASSET_CLASSES, MACRO_NAMES
+from pc_pipeline.schemas.units import AMORTIZATION_TYPES, ASSET_CLASSES, MACRO_NAMES
 
 _POLICY, _YIELD, _PROPERTY = (
     MACRO_NAMES.index(name) for name in ("policy_rate", "yield_10y", "property_price_index")
@@ -82,7 +82,8 @@ def _draw_states(
     memory_months = memory_odds.size - 2
     row = np.empty(7)
     for loan in range(states.shape[0]):
-        cls = class_code[loan]
+        cls, path = class_code[loan], path_row[loan]
+        class_base, own = base[cls], loan_odds[loan]
         state = 0
         since_miss = -1
         t = 0
@@ -90,26 +91,23 @@ def _draw_states(
             column = first[loan] + t
             month = start_month + column
             memory_class = since_miss + 1 if since_miss <= memory_months else 0
-            fill_row(
-                row,
-                state,
-                base[cls],
-                kinds,
-                macro_odds[path_row[loan], column, cls],
-                loan_odds[loan],
-                season_odds[month % 12] * memory_odds[memory_class],
-                t + 1 >= term[loan],
-            )
+            miss_odds = season_odds[month % 12] * memory_odds[memory_class]
+            is_final = t + 1 >= term[loan]
             draw = counter_uniform(seed, np.uint64(number[loan]), np.uint64(month), np.uint64(path_id[loan]))
-            total = 0.0
-            reached = state
-            for to in range(7):
-                if row[to] > 0.0:
-                    total += row[to]
-                    reached = to
-                    if draw < total:
-                        break
-            state = reached
+            if state == 0:
+                miss = class_base[0, 1] * macro_odds[path, column, cls, 0] * own[0] * miss_odds
+                prepay = class_base[0, 5] * macro_odds[path, column, cls, 3] * own[3]
+                state = draw_performing(draw, class_base[0, 0], miss, prepay, is_final)
+            else:
+                macro = macro_odds[path, column, cls]
+                fill_row(row, state, class_base, kinds, macro, own, miss_odds, is_final)
+                total = 0.0
+                for to in range(7):
+                    if row[to] > 0.0:
+                        total += row[to]
+                        state = to
+                        if draw < total:
+                            break
             if 1 <= state <= 3:
                 since_miss = 0
             elif since_miss >= 0:
@@ -224,7 +222,7 @@ def contracts_of(loans: pl.DataFrame) -> Contracts:
     balance = loans["original_balance"].to_numpy()
     coupon = loans["interest_rate"].to_numpy()
     term = loans["term_months"].to_numpy().astype(np.int64)
-    code = amortization_codes(loans["amortization_type"].to_numpy())
+    code = codes_of(loans["amortization_type"], AMORTIZATION_TYPES, "amortization_type")
     is_floating = (loans["rate_type"] == "floating").to_numpy()
     spread = loans["spread_bps"].fill_null(0.0).to_numpy() / 1e4
     return Contracts(
@@ -302,7 +300,8 @@ def _one_scenario(
     described, loan_row = _described(loans, lives, paths, states, n_rows, cash["outstanding_balance"], rate)
     dates, charged_off = described[_WHOLE_AND_DATE], cash["charge_off_amount"]
 
-    defaulted = np.flatnonzero(charged_off)
+    last = np.cumsum(n_rows) - 1  # every loan is given a row: the macro reaches beyond its vintage
+    defaulted = last[states[np.arange(loans.height), n_rows - 1] == LoanState.default]
     month = month_numbers(dates.gather(defaulted)).astype(np.int64)
     losses = DefaultedLoans(
         loans=loans[loan_row[defaulted]], month=month, path_id=lives.path_id[loan_row[defaulted]]

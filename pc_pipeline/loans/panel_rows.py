@@ -20,13 +20,28 @@ import polars as pl
 from pc_pipeline.core.errors import DataError
 from pc_pipeline.core.periods import month_index_expr
 from pc_pipeline.loans.frames import to_polars
-from pc_pipeline.schemas.states import N_STATES
 
 KEY: Final = ("scenario", "macro_path_id", "loan_id")
 UNKNOWN: Final = -1
 _NO_DATE: Final = date(1, 1, 1)  # an unknown vintage: no first row is the month after it
-_LONGEST_TABLE_DAYS: Final = 1_000_000
 _REQUIRED = (*KEY, "reporting_month", "vintage_month", "loan_state")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrderedRows:
+    """Panel rows in loan order.
+
+    Attributes:
+        frame: N rows, sorted by loan, path and month, duplicates gone. month: (N,) index. state: (N,) 0-6.
+        is_first: (N,) first row of a loan on a path. is_origination: (heads,) of each such row, whether
+            it is the month right after the vintage.
+    """
+
+    frame: pl.DataFrame
+    month: np.ndarray
+    state: np.ndarray
+    is_first: np.ndarray
+    is_origination: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,30 +97,108 @@ def _trace(
             missed += 1
 
 
+def _month_table(days: np.ndarray) -> tuple[int, np.ndarray]:
+    """The first day (since 1970) and the month index of each day from it to the last."""
+    first, last = (int(days.min()), int(days.max())) if days.size else (0, 0)
+    months = np.arange(first, last + 1).astype("datetime64[D]").astype("datetime64[M]")
+    return first, (months.astype(np.int64) + 1970 * 12).astype(np.int32)
+
+
 def month_numbers(dates: pl.Series) -> np.ndarray:
-    """(N,) month index (year * 12 + month - 1) of a date column without nulls, by a table over its days."""
+    """(N,) month index (year * 12 + month - 1) of a date column without nulls."""
     days = dates.to_physical().to_numpy()
-    if days.size == 0:
-        return np.zeros(0, dtype=np.int32)
-    first, last = int(days.min()), int(days.max())
-    if last - first > _LONGEST_TABLE_DAYS:
-        return dates.to_frame().select(month_index_expr(dates.name)).to_series().to_numpy()
-    table = np.arange(first, last + 1).astype("datetime64[D]").astype("datetime64[M]").astype(np.int32)
-    return (table + 1970 * 12)[days - first]
+    first, month_of_day = _month_table(days)
+    return month_of_day[days - first]
 
 
-def _new_key(frame: pl.DataFrame) -> np.ndarray:
-    """(N,) bool: the row's key differs from that of the row before."""
-    changed = pl.any_horizontal(pl.col(name) != pl.col(name).shift(1) for name in KEY)
-    return frame.select(changed.fill_null(True)).to_series().to_numpy()
+def _key_words(column: pl.Series) -> np.ndarray:
+    """(N, 2) words that are equal where neighbouring values are surely equal.
+
+    Text gives Arrow's string views: up to 12 bytes the text itself, else a prefix and a place. Equal text in
+    two places may differ here; `_scanned` then finds a loan with two heads, and the panel is sorted and
+    compared anew by exact codes (a categorical).
+    """
+    if column.dtype != pl.String:
+        values = column.to_physical().cast(pl.UInt64).to_numpy()
+        return np.column_stack([values, values])
+    array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.newest())
+    words = np.frombuffer(array.buffers()[1], dtype=np.uint64).reshape(-1, 2)
+    return words[array.offset : array.offset + len(array)]
 
 
-def _in_order(frame: pl.DataFrame, is_first: np.ndarray, month: np.ndarray) -> bool:
-    """Whether each key forms one run of rising months already."""
-    if not (is_first[1:] | (np.diff(month) > 0)).all():
-        return False
-    heads = frame.select(KEY).filter(is_first)
-    return heads.height == heads.n_unique()
+@numba.njit(cache=True)
+def _scan(
+    loan: np.ndarray,
+    scenario: np.ndarray,
+    path: np.ndarray,
+    day: np.ndarray,
+    month_of_day: np.ndarray,
+    first_day: int,
+    raw_state: np.ndarray,
+    month: np.ndarray,
+    state: np.ndarray,
+    is_first: np.ndarray,
+) -> tuple[bool, bool]:
+    """One pass: month, state and run heads of each row.
+
+    Returns:
+        Whether months rise inside every run of one key, and whether every state is in the alphabet.
+    """
+    rising, known = True, True
+    for row in range(day.size):
+        before = row - 1
+        month[row] = month_of_day[day[row] - first_day]
+        known &= (raw_state[row] >= 0) & (raw_state[row] < 7)
+        state[row] = raw_state[row]
+        is_first[row] = (
+            row == 0
+            or loan[row, 0] != loan[before, 0]
+            or loan[row, 1] != loan[before, 1]
+            or path[row] != path[before]
+            or scenario[row, 0] != scenario[before, 0]
+            or scenario[row, 1] != scenario[before, 1]
+        )
+        if not is_first[row] and month[row] <= month[before]:
+            rising = False
+    return rising, known
+
+
+def _scanned(
+    frame: pl.DataFrame, text: pl.DataType | type[pl.DataType] = pl.String
+) -> tuple[OrderedRows, bool]:
+    """Rows as they come, and whether each key forms one run of rising months; text compared as `text`."""
+    day = frame["reporting_month"].to_physical().to_numpy()
+    first_day, month_of_day = _month_table(day)
+    raw_state = frame["loan_state"].to_numpy()
+    month, state = np.empty(day.size, dtype=np.int32), np.empty(day.size, dtype=np.int8)
+    is_first = np.empty(day.size, dtype=bool)
+    rising, known = _scan(
+        _key_words(frame["loan_id"].cast(text)),
+        _key_words(frame["scenario"].cast(text)),
+        frame["macro_path_id"].cast(pl.Int64).to_numpy(),
+        day,
+        month_of_day,
+        first_day,
+        raw_state,
+        month,
+        state,
+        is_first,
+    )
+    if not known:
+        raise DataError("state outside the alphabet", expected="0..6", got=(raw_state.min(), raw_state.max()))
+    head = pl.Series(is_first)
+    vintage = frame["vintage_month"].filter(head).fill_null(_NO_DATE)
+    rows = OrderedRows(
+        frame=frame,
+        month=month,
+        state=state,
+        is_first=is_first,
+        is_origination=month[is_first] == month_numbers(vintage) + 1,
+    )
+    if not rising:
+        return rows, False
+    heads = frame.select(KEY).filter(head)
+    return rows, heads["loan_id"].n_unique() == heads.height or heads.n_unique() == heads.height
 
 
 def _without_duplicates(frame: pl.DataFrame) -> pl.DataFrame:
@@ -115,32 +208,39 @@ def _without_duplicates(frame: pl.DataFrame) -> pl.DataFrame:
     return alike.filter(~pl.struct(place).is_duplicated())
 
 
+def ordered_rows(panel: Any) -> OrderedRows:
+    """Put a panel (polars or pandas) in loan order, contradictory duplicates gone.
+
+    Raises:
+        DataError: a column is missing, a state is outside 0-6, or a key, state or month is null.
+    """
+    frame = to_polars(panel, _REQUIRED, "panel")
+    empty = [name for name in (*KEY, "loan_state", "reporting_month") if frame[name].null_count()]
+    if empty:
+        raise DataError("a panel needs a loan, a state and a month in every row", got=empty, where="panel")
+    rows, in_order = _scanned(frame)
+    if in_order:
+        return rows
+    tidy = _without_duplicates(frame).sort([*KEY, "reporting_month"])
+    return _scanned(tidy, pl.Categorical)[0]
+
+
 def panel_moves(panel: Any) -> PanelMoves:
     """Put a panel (polars or pandas) in loan order and find where each row came from.
 
     Raises:
-        DataError: a column is missing, a state is outside 0-6, or a month is null.
+        DataError: as `ordered_rows`.
     """
-    frame = to_polars(panel, _REQUIRED, "panel")
-    if frame["loan_state"].null_count() or frame["reporting_month"].null_count():
-        raise DataError("a panel needs a state and a month in every row", where="panel")
-    is_first = _new_key(frame)
-    month = month_numbers(frame["reporting_month"])
-    if not _in_order(frame, is_first, month):
-        frame = _without_duplicates(frame).sort([*KEY, "reporting_month"])
-        is_first = _new_key(frame)
-        month = month_numbers(frame["reporting_month"])
-    state = frame["loan_state"].cast(pl.Int8).to_numpy()
-    if state.size and (state.min() < 0 or state.max() >= N_STATES):
-        raise DataError(
-            "state outside the alphabet", expected="0..6", got=(state.min(), state.max()), where="panel"
-        )
-    heads = frame["vintage_month"].filter(pl.Series(is_first))
-    is_origination = month[is_first] == month_numbers(heads.fill_null(_NO_DATE)) + 1
-    came, since = np.empty(state.size, np.int8), np.empty(state.size, np.int32)
-    _trace(is_first, month, is_origination, state, came, since)
+    rows = ordered_rows(panel)
+    came, since = np.empty(rows.state.size, np.int8), np.empty(rows.state.size, np.int32)
+    _trace(rows.is_first, rows.month, rows.is_origination, rows.state, came, since)
     return PanelMoves(
-        frame=frame, month=month, state=state, is_first=is_first, from_state=came, months_since_miss=since
+        frame=rows.frame,
+        month=rows.month,
+        state=rows.state,
+        is_first=rows.is_first,
+        from_state=came,
+        months_since_miss=since,
     )
 
 

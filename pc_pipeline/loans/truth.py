@@ -140,6 +140,21 @@ def fill_row(
         out[5] = 0.0
 
 
+@numba.njit(cache=True, inline="always")
+def draw_performing(draw: float, stay: float, miss: float, prepay: float, is_final: bool) -> int:
+    """State reached from performing at a uniform `draw`, given the odds: `fill_row` for the common row.
+
+    A performing borrower stays, misses or prepays, in this order of states; in the end what is not
+    missed matures.
+    """
+    place = draw * (stay + miss + prepay)
+    if is_final:
+        return 1 if place < miss else 6
+    if place < stay:
+        return 0
+    return 1 if place < stay + miss else 5
+
+
 @numba.njit(cache=True)
 def _fill_rows(
     out: np.ndarray,
@@ -343,6 +358,7 @@ __all__ = [
     "MOVE_KINDS",
     "LawConfig",
     "TrueLaw",
+    "draw_performing",
     "fill_row",
     "kind_strengths",
     "true_transition_probabilities",
