@@ -33,6 +33,7 @@ from pc_pipeline.schemas.units import N_CASH
 
 _MASS, _BALANCE, _INTEREST, _RATED = range(4)  # the four moments of a slot
 _SLOTS: Final = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3))  # (state, arrears; 3 means 3 or more)
+_SLOT_ROWS: Final = [state - 1 for state, _ in _SLOTS]  # row of each slot among 30dpd, 60dpd, 90dpd
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +171,9 @@ class _Chain:
     """Probability and moments of every slot, moved one month at a time."""
 
     def __init__(self, rows: torch.Tensor, lines: Lines, rate: torch.Tensor, classes: torch.Tensor) -> None:
-        self.rows, self.lines, self.classes = rows, lines, classes
+        self.lines, self.classes = lines, classes
         self.n_classes = rows.shape[-2] - 3
+        self.lead = rows.shape[:-4]
         self.absorbed = rows.new_zeros(*rows.shape[:-3], 3)  # default, prepaid, matured
         months = rows.shape[-3]
         steps = torch.arange(1, months + 1, device=rows.device)
@@ -182,6 +184,11 @@ class _Chain:
         self._accrue(
             rate.expand(*rate.shape[:-1], months) if rate.ndim > 1 else rate[:, None].expand(-1, months)
         )
+        # Unbound once: a slice a month would cost a full gradient tensor each time.
+        self.rows = self._matured(rows).unbind(-3)
+        self.paid = [self._moments(self.due_LT - behind).unbind(-2) for behind in range(3)]
+        self.rated = self.rate_sum[..., self.back + 1 :].unbind(-1)  # runs on past the term
+        self.grow = self._growth()
         self._place()
 
     def _accrue(self, rate: torch.Tensor) -> None:
@@ -201,38 +208,46 @@ class _Chain:
         self.rate_sum = torch.cat([zero, monthly.cumsum(-1)], dim=-1)
         self.interest_sum = torch.cat([zero, (monthly * before * counts).cumsum(-1)], dim=-1)
 
-    def _moments(self, tau_L: torch.Tensor) -> torch.Tensor:
-        """(..., L, 4) moments of unit mass paid through instalment tau."""
-        column = (tau_L - self.lines.age_L + self.back).clamp(min=0)[:, None]
-        index = column.expand(*self.rate_sum.shape[:-1], 1)
-        balance = _at(self.lines.balance_LX, tau_L)
-        interest = self.interest_sum.gather(-1, index)[..., 0]
-        rated = self.rate_sum.gather(-1, index)[..., 0] * balance
-        balance = balance.expand(interest.shape)
-        return torch.stack([torch.ones_like(interest), balance, interest, rated], dim=-1)
+    def _moments(self, tau: torch.Tensor) -> torch.Tensor:
+        """(..., L, T, 4) moments of unit mass paid through instalments tau (L, T)."""
+        column = (tau - self.lines.age_L[:, None] + self.back).clamp(min=0)
+        index = column.expand(*self.rate_sum.shape[:-2], *column.shape)
+        balance = _at(self.lines.balance_LX, tau)
+        interest = self.interest_sum.gather(-1, index)
+        rated = self.rate_sum.gather(-1, index) * balance
+        return torch.stack(
+            [torch.ones_like(interest), balance.expand(interest.shape), interest, rated], dim=-1
+        )
+
+    def _growth(self) -> torch.Tensor:
+        """(T, L, 3, 6) 0/1: unpaid instalments (1, 2, 3 or more) of each slot after this one fell due."""
+        still, grown = torch.zeros(3, len(_SLOTS)), torch.zeros(3, len(_SLOTS))
+        for place, (_, arrears) in enumerate(_SLOTS):
+            still[arrears - 1, place] = 1.0
+            grown[min(arrears, 2), place] = 1.0
+        is_due = self.is_due_LT.T[..., None, None]
+        return torch.where(is_due, grown.to(is_due.device), still.to(is_due.device)).double()
 
     def _place(self) -> None:
         """All mass where the cut-off finds it."""
-        lines, lead = self.lines, self.rows.shape[:-4]
-        start = self._moments(lines.age_L - lines.arrears_L)
-        start = start.expand(*lead, *start.shape[-2:])
+        lines = self.lines
+        start = self._moments((lines.age_L - lines.arrears_L)[:, None])[..., 0, :]
+        start = start.expand(*self.lead, *start.shape[-2:])
         longest = len(self.classes) - 1
         since = torch.where(lines.since_miss_L > 0, lines.since_miss_L.clamp(max=longest), 0)
         since = torch.where(lines.since_miss_L == 0, min(1, longest), since)
         at = torch.nn.functional.one_hot(since, longest + 1) * (lines.state_L == 0)[:, None]
         # Performing loans are all paid through the same instalment: masses by memory, one set of moments.
-        self.performing = at.to(start).expand(*lead, *at.shape)  # (..., L, S+1)
+        self.performing = at.to(start).expand(*self.lead, *at.shape)  # (..., L, S+1)
         self.on_schedule = start  # (..., L, 4) of unit mass; read where a loan performs
-        self.slots = {
-            (state, arrears): start
-            * ((lines.state_L == state) & (lines.arrears_L.clamp(max=3) == arrears))[:, None]
-            for state, arrears in _SLOTS
-        }
+        here = [
+            (lines.state_L == state) & (lines.arrears_L.clamp(max=3) == arrears) for state, arrears in _SLOTS
+        ]
+        self.slots = start[..., None, :] * torch.stack(here, dim=-1)[..., None]  # (..., L, 6, 4)
 
-    def _matured(self, rows: torch.Tensor, month: int) -> torch.Tensor:
-        """`schemas.states.mature_rows` for one month's rows (..., L, G, 7), with gradients."""
-        final = self.is_final_LT[:, month, None]
-        paid_up = rows[..., 0] + rows[..., 5] + rows[..., 6]
+    def _matured(self, rows: torch.Tensor) -> torch.Tensor:
+        """`schemas.states.mature_rows` for rows (..., L, T, G, 7), with gradients."""
+        final = self.is_final_LT[..., None]
         early = rows[..., 5] + rows[..., 6]
         none = torch.zeros_like(early)
         return torch.stack(
@@ -240,54 +255,49 @@ class _Chain:
                 torch.where(final, none, rows[..., 0]),
                 *(rows[..., k] for k in range(1, 5)),
                 torch.where(final, none, early),
-                torch.where(final, paid_up, none),
+                torch.where(final, rows[..., 0] + early, none),
             ],
             dim=-1,
         )
 
     def step(self, month: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(cash (..., L, 5) without recoveries, state probabilities (..., L, 7)) of one month."""
-        rows = self._matured(self.rows[..., month, :, :], month)
-        due, is_due = self.due_LT[:, month], self.is_due_LT[:, month]
-        flows = self._flows(rows, is_due)
-        every = flows[0] + flows[1] + flows[2]
-        place = [self._moments(due - k) for k in range(3)]
-        at_clock = self._rate_at(month)
-
-        def paid_down(flow: torch.Tensor, to: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            """Interest and principal of mass that ends paid through `to`."""
-            mass = flow[..., _MASS]
-            interest = mass * to[..., _INTEREST] - flow[..., _INTEREST]
-            return interest, flow[..., _BALANCE] - mass * to[..., _BALANCE]
-
-        cures = [paid_down(every[..., 0], place[0]), paid_down(every[..., 1], place[1])]
-        to_60 = (flows[1] + flows[2])[..., 2]
-        cures += [paid_down(to_60, place[2]), paid_down(every[..., 6], place[0])]
-        early = every[..., 5]
-        ahead = early[..., _MASS] * place[0][..., _BALANCE]
-        accrued = at_clock * early[..., _BALANCE] - early[..., _RATED]
-        interest = sum((cure[0] for cure in cures), accrued)
-        scheduled = sum((cure[1] for cure in cures), early[..., _BALANCE] - ahead)
-        defaulted = every[..., 4][..., _BALANCE]
-        cash = torch.stack([interest, scheduled, ahead, defaulted, torch.zeros_like(defaulted)], dim=-1)
-        self._settle(rows, every, flows, to_60, place)
+        rows = self.rows[month]
+        by_class, late = rows.split([self.n_classes, 3], dim=-2)
+        late = late[..., _SLOT_ROWS, :]
+        moved = torch.einsum("...c,...ck->...k", self._by_class(), by_class)
+        flow = self.on_schedule[..., :, None] * moved[..., None, :] + self.slots.mT @ late  # (..., L, 4, 7)
+        grow = self.grow[month]
+        to_60 = grow @ (self.slots * late[..., 2, None])  # (..., L, 3, 4) by unpaid instalments
+        to_90 = grow @ (self.slots * late[..., 3, None])
+        on_time = torch.tensor([1.0, 0.0, 0.0], device=rows.device)[:, None]  # performing: one behind now
+        to_60 = to_60 + on_time * (self.on_schedule * moved[..., 2, None])[..., None, :]
+        to_90 = to_90 + on_time * (self.on_schedule * moved[..., 3, None])[..., None, :]
+        paid = [moments[month] for moments in self.paid]
+        down = to_60[..., 1:, :].sum(-2)  # of those, who pays down to two instalments behind
+        cash = self._cash(month, flow, down, paid)
+        self._settle(by_class, flow, to_60, to_90, down, paid)
         return cash, self._state_probabilities()
 
-    def _rate_at(self, month: int) -> torch.Tensor:
-        """R through the calendar month, also past the term."""
-        return self.rate_sum[..., self.back + month + 1]
-
-    def _flows(self, rows: torch.Tensor, is_due: torch.Tensor) -> list[torch.Tensor]:
-        """Moments (..., L, 4, 7) moved to each state, by instalments then unpaid: 1, 2, 3 or more."""
-        grown, still = is_due[:, None, None], ~is_due[:, None, None]
-        moved = torch.einsum("...c,...ck->...k", self._by_class(), rows[..., : self.n_classes, :])
-        one_behind = self.on_schedule[..., :, None] * moved[..., None, :]
-        flows = [one_behind, torch.zeros_like(one_behind), torch.zeros_like(one_behind)]
-        for (state, arrears), slot in self.slots.items():
-            moved = slot[..., :, None] * rows[..., self.n_classes + state - 1, None, :]
-            flows[arrears - 1] = flows[arrears - 1] + moved * still
-            flows[min(arrears, 2)] = flows[min(arrears, 2)] + moved * grown
-        return flows
+    def _cash(
+        self, month: int, flow: torch.Tensor, down: torch.Tensor, paid: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """(..., L, 5) of the month, recoveries 0."""
+        early = flow[..., 5]
+        ahead = early[..., _MASS] * paid[0][..., _BALANCE]
+        interest = self.rated[month] * early[..., _BALANCE] - early[..., _RATED]
+        scheduled = early[..., _BALANCE] - ahead
+        for moments, to in (
+            (flow[..., LoanState.performing], paid[0]),
+            (flow[..., LoanState.dpd30], paid[1]),
+            (down, paid[2]),
+            (flow[..., LoanState.matured], paid[0]),
+        ):
+            mass = moments[..., _MASS]
+            interest = interest + mass * to[..., _INTEREST] - moments[..., _INTEREST]
+            scheduled = scheduled + moments[..., _BALANCE] - mass * to[..., _BALANCE]
+        defaulted = flow[..., LoanState.default][..., _BALANCE]
+        return torch.stack([interest, scheduled, ahead, defaulted, torch.zeros_like(defaulted)], dim=-1)
 
     def _by_class(self) -> torch.Tensor:
         """(..., L, H) performing mass of each row class."""
@@ -296,55 +306,41 @@ class _Chain:
 
     def _settle(
         self,
-        rows: torch.Tensor,
-        every: torch.Tensor,
-        flows: list[torch.Tensor],
+        by_class: torch.Tensor,
+        flow: torch.Tensor,
         to_60: torch.Tensor,
-        place: list[torch.Tensor],
+        to_90: torch.Tensor,
+        down: torch.Tensor,
+        paid: list[torch.Tensor],
     ) -> None:
         """Put the moved mass into its new slots."""
-        by_class = rows[..., : self.n_classes, :][..., self.classes, 0]
-        stayed = self.performing * by_class
-        cured = every[..., _MASS, 0] - stayed.sum(-1)
+        stayed = self.performing * by_class[..., self.classes, 0]
+        cured = (flow[..., _MASS, 0] - stayed.sum(-1))[..., None]
         longest = len(self.classes) - 1
-        mass = torch.zeros_like(stayed)
-        mass[..., 0] = stayed[..., 0]
-        if longest >= 1:
-            shifted = torch.cat([cured[..., None], stayed[..., 1:longest]], dim=-1)
-            mass = torch.cat([mass[..., :1], shifted], dim=-1)
-            last = torch.zeros_like(mass)
-            last[..., longest] = stayed[..., longest]
-            mass = mass + last
-        else:
-            mass = mass + cured[..., None]
-        self.performing, self.on_schedule = mass, place[0]
-        self.slots = {
-            (1, 1): every[..., _MASS, 1, None] * place[1],
-            (2, 1): flows[0][..., 2],
-            (2, 2): to_60[..., _MASS, None] * place[2],
-            (3, 1): flows[0][..., 3],
-            (3, 2): flows[1][..., 3],
-            (3, 3): flows[2][..., 3],
-        }
-        self.absorbed = self.absorbed + every[..., _MASS, 4:]
+        if longest == 0:
+            self.performing = stayed + cured
+        else:  # one month further from the last miss; the last entry collects
+            last = stayed[..., longest:] + (stayed[..., longest - 1 : longest] if longest > 1 else cured)
+            between = (
+                torch.cat([cured, stayed[..., 1 : longest - 1]], dim=-1) if longest > 1 else cured[..., :0]
+            )
+            self.performing = torch.cat([stayed[..., :1], between, last], dim=-1)
+        self.on_schedule = paid[0]
+        to_30 = flow[..., _MASS, 1, None] * paid[1]
+        down_60 = down[..., _MASS, None] * paid[2]
+        self.slots = torch.cat([torch.stack([to_30, to_60[..., 0, :], down_60], dim=-2), to_90], dim=-2)
+        self.absorbed = self.absorbed + flow[..., _MASS, 4:]
 
     def _state_probabilities(self) -> torch.Tensor:
-        slots = self.slots
-        living = [
-            self.performing.sum(-1),
-            slots[1, 1][..., _MASS],
-            slots[2, 1][..., _MASS] + slots[2, 2][..., _MASS],
-            sum(slots[3, d][..., _MASS] for d in (1, 2, 3)),
-        ]
-        return torch.cat([torch.stack(living, dim=-1), self.absorbed], dim=-1)  # type: ignore[arg-type]
+        mass = self.slots[..., _MASS]
+        parts = [self.performing.sum(-1), mass[..., 0], mass[..., 1:3].sum(-1), mass[..., 3:].sum(-1)]
+        return torch.cat([torch.stack(parts, dim=-1), self.absorbed], dim=-1)
 
     def living_balances(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(balance of states 0-2, balance of 90dpd), each (..., L), at the end."""
-        saleable = self.performing.sum(-1) * self.on_schedule[..., _BALANCE]
-        for slot in ((1, 1), (2, 1), (2, 2)):
-            saleable = saleable + self.slots[slot][..., _BALANCE]
-        late = self.slots[3, 1] + self.slots[3, 2] + self.slots[3, 3]
-        return saleable, late[..., _BALANCE]
+        late = self.slots[..., _BALANCE]
+        on_time = self.performing.sum(-1) * self.on_schedule[..., _BALANCE]
+        return on_time + late[..., :3].sum(-1), late[..., 3:].sum(-1)
 
 
 def _with_recoveries(

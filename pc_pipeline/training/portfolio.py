@@ -292,13 +292,13 @@ def probe_residuals(model: LoanTrajectoryModel, problem: Problem) -> Tensor:
     """(L, T, G, 7) residual logits of each line in each memory class, with gradients.
 
     Performing and never late: the loan's residual along a clean history. Other classes: the residual
-    after a short typical history ending there, at three ages, interpolated (eq. (7)).
+    after a short typical history ending there, at two ages, interpolated and held outside them (eq. (7)).
     """
     features, months = problem.features, problem.months
     n_lines = len(features)
     clean = torch.zeros(n_lines, months, dtype=torch.long)
     never, _ = model.residual(features, state_history(clean))
-    times = sorted({0, months // 2, months - 1})
+    times = sorted({months // 6, 2 * months // 3})
 
     def probe(tail: list[int]) -> Tensor:
         """(L, T, 7) residual after performing months and `tail`."""
