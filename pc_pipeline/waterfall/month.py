@@ -70,10 +70,18 @@ def product_of(items: Any) -> Any:
 
 
 def collect(m: Month) -> None:
-    """Scale the collections by the pool multiplier, move the pool, fill the pots: eq. (1)-(3)."""
+    """Scale the collections to the pool as it has grown, move the pool, fill the pots: eq. (1)-(3)."""
     s, ops, combined = m.s, m.ops, m.plan.is_combined
-    for channel in ("interest", "scheduled", "prepaid", "defaulted", "recovery"):
+    defaulted, fade = m.cash["defaulted"], m.plan.recovery_fade
+    for channel in ("interest", "scheduled", "prepaid", "defaulted"):
         m.cash[channel] = m.cash[channel] * s["multiplier"]
+    if fade is None:
+        m.cash["recovery"] = m.cash["recovery"] * s["multiplier"]
+    else:
+        then = ops.ratio(s["pending_scaled"], s["pending"], 1.0) if fade < 1.0 else s["multiplier"]
+        m.cash["recovery"] = m.cash["recovery"] * then * (1.0 - s["called"])
+        s["pending"] = s["pending"] * (1.0 - fade) + defaulted
+        s["pending_scaled"] = s["pending_scaled"] * (1.0 - fade) + m.cash["defaulted"]
     m.cash["opening_pool"] = s["pool"]
     falls = m.cash["scheduled"] + m.cash["prepaid"] + m.cash["defaulted"]
     s["pool"] = ops.maximum(s["pool"] - falls, 0.0)

@@ -17,6 +17,8 @@ from pc_pipeline.waterfall.dates import PaymentCalendar, level_path, payment_cal
 from pc_pipeline.waterfall.deal import Deal
 from pc_pipeline.waterfall.terms import Account, Step, Target, Tranche
 
+DEFAULT_LAG = 12.0  # months from default to recovery in a deal that prefunds and does not reinvest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -54,6 +56,15 @@ class Plan:
     def is_combined(self) -> bool:
         """Whether interest and principal share one pot."""
         return "combined" in self.pots
+
+    @property
+    def recovery_fade(self) -> float | None:
+        """Share of pending defaults that is resolved in a period; None where the pool never grows."""
+        grows = self.deal.reinvestment is not None or any(a.kind == "prefunding" for a in self.deal.accounts)
+        if not grows:
+            return None
+        lag = DEFAULT_LAG if self.deal.reinvestment is None else self.deal.reinvestment.recovery_lag_months
+        return 1.0 / max(lag / self.deal.payments.every_months, 1.0) if lag > 0 else 1.0
 
     def bearing(self) -> list[Tranche]:
         """Classes with a balance that are no residual, senior first."""
@@ -153,6 +164,7 @@ def _opening_state(deal: Deal, pool: float, opening: float) -> dict[str, float]:
     """Starting value of everything that is carried from one payment to the next."""
     state: dict[str, float] = {"pool": opening, "multiplier": 1.0, "defaulted": 0.0, "recovered": 0.0}
     state |= {"called": 0.0, "delinquent_1": 0.0, "delinquent_2": 0.0, "inventory": 0.0}
+    state |= {"pending": 0.0, "pending_scaled": 0.0}
     for tranche, amount in zip(deal.tranches, deal.balances(pool), strict=True):
         if tranche.kind != "io":
             state[f"balance.{tranche.name}"] = amount if tranche.balance is None else tranche.balance

@@ -228,7 +228,7 @@ def amortization_ratios(lines: PoolLines, n_months: int) -> np.ndarray:
 
 
 def project_pool(lines: PoolLines | Any, speeds: Speeds, n_months: int | None = None) -> PoolProjection:
-    """Project a pool month by month.
+    """Project a pool month by month: eq. (25)-(29) of docs/methods/waterfall.md.
 
     Args:
         lines: `PoolLines`, or a table for `pool_lines`.

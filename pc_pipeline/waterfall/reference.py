@@ -26,6 +26,7 @@ class PathBook:
         self.pool = plan.opening_pool
         self.dust = 1e-12 * plan.pool
         self.multiplier = 1.0
+        self.pending = self.pending_scaled = 0.0
         self.defaulted = self.recovered = self.inventory = 0.0
         self.called = False
         self.late: list[float] = [0.0, 0.0]
@@ -63,8 +64,17 @@ class PathBook:
         self.out[name] = self.out.get(name, 0.0) + amount
 
     def collect(self) -> None:
-        for channel in ("interest", "scheduled", "prepaid", "defaulted", "recovery"):
+        fade, defaulted = self.plan.recovery_fade, self.cash["defaulted"]
+        if fade is None or fade == 1.0:
+            self.cash["recovery"] *= self.multiplier
+        else:
+            self.cash["recovery"] *= self.pending_scaled / self.pending if self.pending > 0 else 1.0
+            self.cash["recovery"] *= 0.0 if self.called else 1.0
+        for channel in ("interest", "scheduled", "prepaid", "defaulted"):
             self.cash[channel] *= self.multiplier
+        if fade is not None:
+            self.pending = self.pending * (1 - fade) + defaulted
+            self.pending_scaled = self.pending_scaled * (1 - fade) + self.cash["defaulted"]
         self.opening_pool = self.pool
         self.pool = max(
             self.pool - self.cash["scheduled"] - self.cash["prepaid"] - self.cash["defaulted"], 0.0

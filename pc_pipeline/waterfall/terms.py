@@ -476,12 +476,15 @@ class Reinvestment(Clause):
         tests: that must pass.
         price: paid per 1 of par.
         min_pool_factor: below this share of the original pool nothing is bought.
+        recovery_lag_months: mean time from default to recovery. A slice of the living pool brings no share
+            of older defaults, so recoveries scale with the pool of the time of default.
     """
 
     months: int = Field(ge=0)
     tests: Names | None = None
     price: float = Field(default=1.0, gt=0, le=2)
     min_pool_factor: float = Field(default=0.0, ge=0, le=1)
+    recovery_lag_months: float = Field(default=12.0, ge=0)
 
 
 class Payments(Clause):

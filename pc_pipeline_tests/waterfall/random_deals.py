@@ -135,7 +135,11 @@ def deals(draw: Any) -> Deal:
         rate = {"index": "SOFR", "spread": 0.0}
         terms["swaps"] = [{"name": "swap", "notional": names[:1], "pay": {"rate": 0.03}, "receive": rate}]
     if draw(flag):
-        terms["reinvestment"] = {"months": draw(st.integers(0, 8)), "price": draw(pick([1.0, 0.9]))}
+        terms["reinvestment"] = {
+            "months": draw(st.integers(0, 8)),
+            "price": draw(pick([1.0, 0.9])),
+            "recovery_lag_months": draw(pick([0.0, 3.0, 12.0])),
+        }
     if draw(st.integers(0, 2)) == 0:
         terms["call"] = {"pool_factor": 0.2, "price": draw(pick([1.0, 0.8]))}
     if draw(flag):

@@ -64,7 +64,7 @@ def test_price_a_deal(pool_file: Path) -> None:
 
 def test_a_floater_at_par_has_its_spread_as_margin(pool_file: Path) -> None:
     answer = price_deal_json(
-        DEALS / "clo_six_tranche.yaml", pool_file, cpr=10, cdr=2, severity=40, lag=12, index_rate=0.04
+        DEALS / "clo_six_tranche.yaml", pool_file, cpr=10, cdr=1, severity=40, lag=12, index_rate=0.04
     )
     margins = [answer["classes"][name]["discount_margin_bps"] for name in "ABCDE"]
     np.testing.assert_allclose(margins, [145, 200, 275, 400, 700], atol=1e-6)

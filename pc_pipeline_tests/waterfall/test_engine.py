@@ -77,6 +77,15 @@ def test_reinvestment_buys_a_slice_of_the_pool() -> None:
     assert result.principal_paid[0, 1, 0] == pytest.approx(10.0)
 
 
+def test_a_purchase_brings_no_share_of_older_defaults() -> None:
+    """2 default on a pool of 100, then half of the rest is bought anew; 1 recovered later stays 1."""
+    terms = {**TWO, "reinvestment": {"months": 1, "recovery_lag_months": 2}}
+    rows = ((1.0, 49.0, 0.0, 2.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0))
+    result = run_waterfall(cash_of(*rows), parse_deal(terms), pool_balance=100.0)
+    assert result.multiplier[0, 0] == pytest.approx(2.0)
+    assert result.totals["collections"][0, 1] == pytest.approx(2.0 + 1.0)
+
+
 def test_a_ratio_at_its_trigger_passes() -> None:
     terms = {**TWO, "tests": [{"name": "oc", "kind": "oc", "of": "A", "trigger": 1.25}]}
     result = run_waterfall(cash_of((1.0, 0.0, 0.0, 0.0, 0.0)), parse_deal(terms), pool_balance=100.0)

@@ -14,7 +14,6 @@ from pc_pipeline.waterfall.gradients import present_value, soft_figures
 from pc_pipeline_tests.shared_data import ROOT
 from pc_pipeline_tests.waterfall.random_deals import POOL, collections, deals, extras
 
-FEW = settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 DEAL = ROOT / "data" / "deals"
 
@@ -95,10 +94,8 @@ def check_compiled(deal: Deal, seed: int) -> None:
         np.testing.assert_allclose(getattr(machine, figure), getattr(arrays, figure), rtol=1e-13, atol=1e-9)
 
 
-@FEW
-@given(deal=deals(), seed=st.integers(0, 1000))
-def test_machine_code_agrees(deal: Deal, seed: int) -> None:
-    check_compiled(deal, seed)
+def test_machine_code_agrees() -> None:
+    check_compiled(load_deal(DEAL / "auto_four_tranche.yaml"), 5)
 
 
 @pytest.mark.slow

@@ -1,0 +1,119 @@
+"""A page about a deal, made from its terms: classes, clauses, order of payments, what is reproduced.
+
+Here: `deal_page` and the command that writes the pages of a folder. Not here: results of a run (`desk`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from pc_pipeline.waterfall.deal import Deal, load_deal
+from pc_pipeline.waterfall.terms import Clause, Coupon, Step, Tranche
+
+
+def deal_page(deal: Deal) -> str:
+    """Markdown: one section per kind of clause that the deal has."""
+    lines = [f"# {deal.name}", "", deal.description.strip(), ""]
+    lines += [f"Source: {deal.source}." if deal.source else "", ""]
+    every = {1: "monthly", 3: "quarterly", 6: "twice a year", 12: "yearly"}[deal.payments.every_months]
+    lines += [
+        f"Closing {deal.closing_date.isoformat()}; payments {every} on day {deal.payments.day}, "
+        f"business days: {deal.payments.business_days.replace('_', ' ')}. Losses: {deal.losses.replace('_', ' ')}. "
+        f"Rounding: {'to ' + format(deal.rounding, 'g') if deal.rounding else 'none'}.",
+        "",
+    ]
+    if deal.reproduced:
+        lines += ["## Reproduced", "", *(f"- {item}" for item in deal.reproduced), ""]
+    lines += [
+        "## Classes",
+        "",
+        "| class | kind | size | coupon | day count | final date |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [_class_row(tranche) for tranche in deal.tranches] + [""]
+    for title in ("collateral", "reinvestment", "call"):
+        clause = getattr(deal, title)
+        told = _told(clause) if clause is not None else []
+        if told:
+            lines += [f"## {title.capitalize()}", "", *(f"- {item}" for item in told), ""]
+    for title in ("fees", "accounts", "tests", "triggers", "swaps"):
+        clauses = getattr(deal, title)
+        if clauses:
+            lines += [f"## {title.capitalize()}", ""]
+            lines += [
+                f"- **{clause.name}**: {', '.join(_told(clause, leave=('name',)))}" for clause in clauses
+            ] + [""]
+    for pot in ("combined", "interest", "principal"):
+        steps = getattr(deal.steps, pot)
+        if steps:
+            lines += [f"## Order of payments: {pot}", ""]
+            lines += [f"{number}. {_step_line(step)}" for number, step in enumerate(steps, start=1)] + [""]
+    return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
+
+
+def _class_row(tranche: Tranche) -> str:
+    size = f"{tranche.size:.4g}" if tranche.size is not None else f"{tranche.amount or 0:,.2f}"
+    if tranche.kind == "io":
+        size = "on " + ", ".join(tranche.notional)
+    coupon = "what is left" if tranche.coupon is None else _coupon(tranche.coupon)
+    final = tranche.maturity.isoformat() if tranche.maturity else ""
+    kind = tranche.kind + (", PIK" if tranche.pik else "")
+    return f"| {tranche.name} | {kind} | {size} | {coupon} | {tranche.day_count} | {final} |"
+
+
+def _coupon(coupon: Coupon) -> str:
+    base = f"{coupon.rate:.6g}" if coupon.rate is not None else f"{coupon.index} + {coupon.spread:.6g}"
+    limits = [
+        f"{word} {value:g}"
+        for word, value in (("floor", coupon.floor), ("cap", coupon.cap))
+        if value is not None
+    ]
+    steps = [f"{step.rate:g} from {step.start.isoformat()}" for step in coupon.steps]
+    return ", ".join(
+        [base, *limits, *steps, *(["available-funds cap"] if coupon.available_funds_cap else [])]
+    )
+
+
+def _told(clause: Clause, leave: Iterable[str] = ()) -> list[str]:
+    """Fields that differ from their defaults, in words."""
+    said = clause.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    return [f"{key.replace('_', ' ')} {_value(value)}" for key, value in said.items() if key not in leave]
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return (
+            "(" + ", ".join(f"{key.replace('_', ' ')} {_value(inner)}" for key, inner in value.items()) + ")"
+        )
+    if isinstance(value, list):
+        return "; ".join(_value(item) for item in value)
+    return f"{value:,.10g}" if isinstance(value, float) else str(value)
+
+
+def _step_line(step: Step) -> str:
+    parts = [step.label]
+    if step.sources:
+        parts.append("from " + ", then ".join(step.sources))
+    if step.when:
+        parts.append("when " + " and ".join(step.when))
+    if step.unless:
+        parts.append("unless " + " or ".join(step.unless))
+    return ", ".join(parts)
+
+
+def write_pages(deals: Path, pages: Path) -> list[Path]:
+    """Write a page per deal of a folder; returns the files."""
+    pages.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in sorted(deals.glob("*.yaml")):
+        page = pages / f"{path.stem}.md"
+        page.write_text(deal_page(load_deal(path)), encoding="utf-8")
+        written.append(page)
+    return written
+
+
+if __name__ == "__main__":
+    for file in write_pages(Path(sys.argv[1]), Path(sys.argv[2])):
+        print(file)
