@@ -183,7 +183,9 @@ def cohort_table(loans: Any, as_of: date | None = None) -> pl.DataFrame:
     vintages then have a negative age: they are yet to be lent). Null where no loan states a value.
     Further columns: n_loans, original_balance (sum).
     """
-    frame = to_polars(loans, ["asset_class", "vintage_month", "original_balance"], "loans")
+    needed = ["asset_class", "vintage_month", "original_balance", "interest_rate", "ltv_origination"]
+    needed += ["dti_dscr_origination", "internal_score_origination", "rate_type", "amortization_type"]
+    frame = to_polars(loans, needed, "loans")
     if frame.is_empty():
         raise DataError("a tape without loans has no cohorts", where="loans")
     start = month_index(as_of) if as_of is not None else _first_month(frame, "vintage_month")

@@ -97,19 +97,6 @@ class MacroPaths:
         """T."""
         return self.values.shape[1]
 
-    def row_of(self, scenario: str, macro_path_id: int) -> int:
-        """Row of a path.
-
-        Raises:
-            DataError: there is no such path.
-        """
-        try:
-            return self.keys.index((scenario, macro_path_id))
-        except ValueError:
-            raise DataError(
-                "no such macro path", expected=self.keys[:8], got=(scenario, macro_path_id), where="macro"
-            ) from None
-
     def rows_of(self, frame: pl.DataFrame) -> np.ndarray:
         """(N,) path row of each row of a frame with scenario and macro_path_id."""
         lookup = pl.DataFrame(
