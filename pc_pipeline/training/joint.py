@@ -40,6 +40,7 @@ from pc_pipeline.training.portfolio import (
     History,
     Problem,
     Targets,
+    balance_weights,
     make_problem,
     make_targets,
     model_cash,
@@ -71,14 +72,16 @@ class JointConfig:
 
     Attributes:
         weight: lambda of L_portfolio, >= 0.
-        n_lines: representative loans in the portfolio term.
+        n_lines: representative loans in the portfolio term; n_reference: the larger set to which their
+            weights are balanced once.
         n_paths: macro paths per scenario and step; pairs are antithetic.
         steps_per_epoch: optimiser steps.
         loans_per_step, cohorts_per_step, paths_per_step: rows of each component's batch.
     """
 
     weight: float = 0.1
-    n_lines: int = 64
+    n_lines: int = 40
+    n_reference: int = 512
     n_paths: int = 4
     steps_per_epoch: int = 4
     loans_per_step: int = 128
@@ -190,6 +193,11 @@ class EndToEndTrainer:
         paths = macro_paths(macro_data)
         trajectories = prepare_trajectories(panel, loans, macro_data)
         problem, history = make_problem(trajectories, panel, loans, paths, self.joint.n_lines)
+        reference, _ = make_problem(trajectories, panel, loans, paths, self.joint.n_reference)
+        shown = torch.from_numpy(
+            paths.values[[paths.keys.index(key) for key in _first_of_each(paths)]]
+        ).float()
+        problem = balance_weights(problem, reference, shown, self.transitions, self.trajectory)
         counts = transition_table(panel, loans) if transitions is None else transitions
         moves = transition_data(cohort_table(loans), counts, macro_data)
         known = [k for k, key in enumerate(paths.keys) if key[0] != OBSERVED]
@@ -364,6 +372,11 @@ class _Data:
     labels: Tensor
     scenario_codes: Tensor
     notes: list[str]
+
+
+def _first_of_each(paths: MacroPaths) -> list[tuple[str, int]]:
+    """The first path of every scenario."""
+    return list({scenario: (scenario, path) for scenario, path in reversed(paths.keys)}.values())
 
 
 def _some(n_rows: int, n_wanted: int, generator: torch.Generator) -> Tensor:

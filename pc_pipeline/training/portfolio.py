@@ -40,13 +40,14 @@ MIN_HORIZON: Final = 6
 # A performing loan's months since its last miss, as classes with a typical member each.
 SINCE_CLASS: Final = (0, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 0)
 _SINCE_TYPICAL: Final = (1, 4, 9)
+_CLASS_STATE: Final = [0, 0, 0, 0, 1, 2, 3]  # state of each row class
 _LEAD: Final = 3  # performing months before a probe's miss
 DEFAULT_SEVERITY: Final = 0.5  # of a class without an observed default; our convention
 TAIL_LEVEL: Final = 0.90
 POLICY: Final = MACRO_NAMES.index("policy_rate")
-_AGE, _RATE, _SPREAD, _FLOATING, _TERM = (
+_AGE, _RATE, _SPREAD, _FLOATING, _TERM, _SCORE = (
     LOAN_FEATURES.index(name)
-    for name in ("age_months", "interest_rate", "spread", "is_floating", "term_months")
+    for name in ("age_months", "interest_rate", "spread", "is_floating", "term_months", "internal_score")
 )
 
 PayTranches = Callable[..., dict[str, Any]]
@@ -239,9 +240,8 @@ def _lines(
     raw = raw_features(trajectories).numpy()[rows]
     code = np.nan_to_num(raw[:, : len(ASSET_CLASSES)]).argmax(1)
     state = trajectories.initial_state[rows].astype(np.int64)
-    keys = np.stack(
-        [code, state, np.nan_to_num(raw[:, _FLOATING]), raw[:, _TERM] - raw[:, _AGE], raw[:, _RATE]], 1
-    )
+    # Sorted by what losses hang on most: class, state, own risk (score), then the schedule.
+    keys = np.stack([code, state, raw[:, _SCORE], raw[:, _TERM] - raw[:, _AGE], raw[:, _RATE]], 1)
     picked, weight = representative_lines(trajectories.initial_balance[rows], np.nan_to_num(keys), n_lines)
     chosen, raw = rows[picked], raw[picked]
     tape = loans[trajectories.loan_row[chosen].tolist()]
@@ -321,35 +321,73 @@ def _interpolate(values: Tensor, times: list[int], months: int) -> Tensor:
     return torch.einsum("tk,lkj->ltj", torch.from_numpy(weights).to(values), values)
 
 
+def line_cash(
+    problem: Problem,
+    macro_PTM: Tensor,
+    transition_model: TransitionTransformer,
+    trajectory_model: LoanTrajectoryModel,
+) -> Tensor:
+    """(P, L, T, 5) cash of one loan of each line, expected along macro paths, eq. (8)."""
+    columns = problem.start_L[:, None] + torch.arange(problem.months)
+    calendar = problem.calendar[: macro_PTM.shape[1]]
+    rows = transition_model.rows(problem.cohorts, macro_PTM, calendar, problem.age0_C)
+    own = rows[:, problem.cohort_of[:, None], columns]  # (P, L, T, 4, 7)
+    residual = probe_residuals(trajectory_model, problem)
+    by_class = own[..., _CLASS_STATE, :]
+    tiny = torch.finfo(own.dtype).tiny
+    logits = torch.where(by_class > 0, by_class.clamp(min=tiny).log() + residual, -torch.inf)
+    index = macro_PTM[:, columns, POLICY].double()
+    floating = (index + problem.spread[:, None]).clamp(min=0)
+    rate = torch.where(problem.is_floating[:, None], floating, problem.coupon[:, None])
+    since_class = torch.tensor(SINCE_CLASS)
+    severity = problem.severity[:, None]
+    return expected_cash(logits.softmax(-1), problem.lines, rate, severity, since_class=since_class)[0]
+
+
 def model_cash(
     problem: Problem,
     macro_PTM: Tensor,
     transition_model: TransitionTransformer,
     trajectory_model: LoanTrajectoryModel,
 ) -> tuple[Tensor, Tensor]:
-    """(cash (P, T, 5) as shares of the pool, policy rate (P, T)) expected along macro paths, eq. (8)."""
-    columns = problem.start_L[:, None] + torch.arange(problem.months)
-    calendar = problem.calendar[: macro_PTM.shape[1]]
-    rows = transition_model.rows(problem.cohorts, macro_PTM, calendar, problem.age0_C)
-    own = rows[:, problem.cohort_of[:, None], columns]  # (P, L, T, 4, 7)
-    classes = torch.tensor([0, 0, 0, 0, 1, 2, 3])
-    residual = probe_residuals(trajectory_model, problem)
-    tiny = torch.finfo(own.dtype).tiny
-    by_class = own[..., classes, :]
-    logits = torch.where(by_class > 0, by_class.clamp(min=tiny).log() + residual, -torch.inf)
-    mixed = logits.softmax(-1)
-    index = macro_PTM[:, columns, POLICY].double()
-    rate = torch.where(
-        problem.is_floating[:, None], (index + problem.spread[:, None]).clamp(min=0), problem.coupon[:, None]
-    )
-    cash, _ = expected_cash(
-        mixed, problem.lines, rate, problem.severity[:, None], since_class=torch.tensor(SINCE_CLASS)
-    )
+    """(cash (P, T, 5) as shares of the pool, policy rate (P, T)) expected along macro paths."""
+    cash = line_cash(problem, macro_PTM, transition_model, trajectory_model)
     weight = problem.lines.weight_L / problem.pool_balance
     middle = int(problem.start_L.median())
-    return torch.einsum("pltc,l->ptc", cash, weight), macro_PTM[
-        :, middle : middle + problem.months, POLICY
-    ].double()
+    index = macro_PTM[:, middle : middle + problem.months, POLICY].double()
+    return torch.einsum("pltc,l->ptc", cash, weight), index
+
+
+@torch.no_grad()
+def balance_weights(
+    problem: Problem,
+    reference: Problem,
+    macro_PTM: Tensor,
+    transition_model: TransitionTransformer,
+    trajectory_model: LoanTrajectoryModel,
+) -> Problem:
+    """The problem with weights moved as little as possible to agree with a larger set of lines.
+
+    A calibration estimator (Deville and Saerndal 1992): balance, and the loss along each given path, become
+    those of `reference`. The weights stay as they were where that would turn one negative.
+    """
+
+    def figures(which: Problem) -> Tensor:
+        """(L, 1 + P): opening balance and loss per loan."""
+        cash = line_cash(which, macro_PTM, transition_model, trajectory_model)
+        loss = (cash[..., 3] - cash[..., 4]).sum(-1)
+        return torch.cat([which.lines.outstanding_L[:, None], loss.T], dim=1)
+
+    weight, here = problem.lines.weight_L, figures(problem)
+    gap = reference.lines.weight_L @ figures(reference) - weight @ here
+    # Distance in shares of balance, so that large loans do not dominate.
+    metric = (weight / here[:, 0].clamp(min=0.01))[:, None] * here
+    gram = here.T @ metric
+    ridge = 1e-9 * torch.diag(gram.diagonal())
+    moved = weight + metric @ torch.linalg.solve(gram + ridge, gap)
+    if not bool((moved > 0).all()):
+        return problem
+    return dataclasses.replace(problem, lines=dataclasses.replace(problem.lines, weight_L=moved))
 
 
 # ---- the distance -----------------------------------------------------------------------------
