@@ -48,10 +48,12 @@ class PaymentCalendar:
     Attributes:
         accrual: n + 1 unadjusted dates, the closing date first.
         payment: n + 1 payment dates moved to business days, the closing date first.
+        delay_days: from the end of accrual to payment; with a delay all interest accrues unadjusted.
     """
 
     accrual: tuple[dt.date, ...]
     payment: tuple[dt.date, ...]
+    delay_days: int = 0
 
     @property
     def n_periods(self) -> int:
@@ -60,8 +62,12 @@ class PaymentCalendar:
 
     def year_fractions(self, day_count: DayCount) -> np.ndarray:
         """(T,) years of each interest period."""
-        dates = self.accrual if day_count.startswith("30") else self.payment
+        dates = self.accrual if day_count.startswith("30") or self.delay_days else self.payment
         return np.array([year_fraction(a, b, day_count) for a, b in itertools.pairwise(dates)])
+
+    def yield_times(self) -> np.ndarray:
+        """(T,) years from closing to each payment, 30/360, with the delay."""
+        return self.year_fractions("30/360").cumsum() + self.delay_days / 360.0
 
     def coupon_levels(self, coupon: Coupon) -> np.ndarray:
         """(T,) fixed rate, or spread of a floating coupon, that holds at the start of each period."""
@@ -101,8 +107,11 @@ def payment_calendar(closing: dt.date, payments: Payments, n_periods: int) -> Pa
     accrual = [first, *(_on_day(month, payments.day) for month in months[1:])]
     if payments.first is not None and payments.day == 1:
         accrual = [_on_day(month, first.day) for month in months]
-    adjusted = [_business_day(date, payments) for date in accrual]
-    return PaymentCalendar((closing, *accrual[:n_periods]), (closing, *adjusted[:n_periods]))
+    delay = dt.timedelta(days=payments.delay_days)
+    adjusted = [_business_day(date + delay, payments) for date in accrual]
+    return PaymentCalendar(
+        (closing, *accrual[:n_periods]), (closing, *adjusted[:n_periods]), payments.delay_days
+    )
 
 
 def _on_day(month: dt.date, day: int) -> dt.date:

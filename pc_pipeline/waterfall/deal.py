@@ -296,6 +296,11 @@ def check_steps(deal: Deal) -> None:
                 else [value]
             )
             _known(used, allowed, (*path, step.verb), what)
+        filled = {"fund": step.fund, "repay": step.repay, "move": step.move}.get(step.verb)
+        if filled is not None and filled in (step.sources or [str(path[1])]):
+            raise ClauseError((*path, step.verb), f"circular support: {filled!r} would be paid from itself")
+        if step.move == "interest" or (step.move is not None and path[1] == "combined"):
+            raise ClauseError((*path, "move"), "cash moves from interest to principal: the other comes first")
         if step.verb == "reinvest" and deal.reinvestment is None:
             raise ClauseError((*path, "reinvest"), "the deal has no reinvestment clause")
         _known(step.sources, sources, (*path, "from"), "pot or account")

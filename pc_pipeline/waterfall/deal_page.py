@@ -17,11 +17,12 @@ def deal_page(deal: Deal) -> str:
     """Markdown: one section per kind of clause that the deal has."""
     lines = [f"# {deal.name}", "", deal.description.strip(), ""]
     lines += [f"Source: {deal.source}." if deal.source else "", ""]
+    rounding = f"to {deal.rounding:g}" if deal.rounding else "none"
     every = {1: "monthly", 3: "quarterly", 6: "twice a year", 12: "yearly"}[deal.payments.every_months]
     lines += [
         f"Closing {deal.closing_date.isoformat()}; payments {every} on day {deal.payments.day}, "
-        f"business days: {deal.payments.business_days.replace('_', ' ')}. Losses: {deal.losses.replace('_', ' ')}. "
-        f"Rounding: {'to ' + format(deal.rounding, 'g') if deal.rounding else 'none'}.",
+        f"business days: {deal.payments.business_days.replace('_', ' ')}. "
+        f"Losses: {deal.losses.replace('_', ' ')}. Rounding: {rounding}.",
         "",
     ]
     if deal.reproduced:

@@ -342,7 +342,7 @@ def class_figures(
     """WAL, yield, IRR, price, durations, loss and percent of original balance by class."""
     measures, plain = tranche_metrics(result), {}
     calendar = payment_calendar(result.deal.closing_date, result.deal.payments, result.balance.shape[1])
-    times = calendar.year_fractions("30/360").cumsum()
+    times = calendar.yield_times()
     for n, name in enumerate(result.tranche_names):
         tranche = result.deal.tranches[n]
         flows = np.asarray(result.cash)[path, :, n]

@@ -488,13 +488,19 @@ class Reinvestment(Clause):
 
 
 class Payments(Clause):
-    """The calendar: a payment every `every_months` on `day`, moved off weekends and `holidays`."""
+    """The calendar: a payment every `every_months` on `day`, moved off weekends and `holidays`.
+
+    Attributes:
+        first: first payment date, where it is not `day` of the month `every_months` after closing.
+        delay_days: interest accrues to `day`, cash is paid this many days later.
+    """
 
     every_months: Literal[1, 3, 6, 12] = 1
     day: int = Field(default=1, ge=1, le=31)
     business_days: Literal["none", "following", "modified_following", "preceding"] = "none"
     holidays: list[dt.date] = Field(default_factory=list)
     first: dt.date | None = None
+    delay_days: int = Field(default=0, ge=0, le=90)
 
 
 class WaterfallSteps(Clause):

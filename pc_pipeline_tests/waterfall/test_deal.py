@@ -79,6 +79,35 @@ tranches:
     assert "circular" in message(circle, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ("{fund: r, from: [r]}", "circular support: 'r' would be paid from itself"),
+        ("{repay: f, from: [f]}", "circular support: 'f'"),
+        ("{move: interest}", "circular support: 'interest'"),
+    ],
+)
+def test_nothing_is_paid_from_itself(step: str, words: str, tmp_path: Path) -> None:
+    text = (
+        GOOD
+        + f"""accounts:
+  - {{name: r, initial: {{amount: 1.0}}}}
+  - {{name: f, kind: facility, initial: {{amount: 1.0}}}}
+waterfall:
+  interest:
+    - {{interest: A}}
+    - {step}
+    - {{residual: E}}
+  principal:
+    - {{principal: [A]}}
+    - {{residual: E}}
+"""
+    )
+    found = message(text, tmp_path)
+    assert words in found
+    assert "deal.yaml:11:" in found
+
+
 def test_amounts_tie_to_the_pool(tmp_path: Path) -> None:
     text = """name: c
 collateral: {pool_balance: 1000.0, overcollateralization: 50.0}

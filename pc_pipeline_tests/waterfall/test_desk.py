@@ -135,6 +135,13 @@ def test_payment_dates_move_off_weekends_and_holidays() -> None:
     np.testing.assert_allclose(calendar.year_fractions("Act/360") * 360, [33, 29, 30])
 
 
+def test_a_payment_delay_lowers_the_price_and_not_the_interest() -> None:
+    calendar = payment_calendar(dt.date(2024, 1, 1), Payments(day=1, delay_days=24), 2)
+    assert [d.isoformat() for d in calendar.payment] == ["2024-01-01", "2024-02-25", "2024-03-25"]
+    np.testing.assert_allclose(calendar.year_fractions("Act/360") * 360, [31, 29])
+    np.testing.assert_allclose(calendar.yield_times() * 360, [54, 84])
+
+
 # ---- pricing ------------------------------------------------------------------------------------
 
 
