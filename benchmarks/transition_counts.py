@@ -2,7 +2,7 @@
 
     python benchmarks/transition_counts.py [--full] [--out benchmarks/results]
 
-Three ways count the same panel, in memory as a polars frame: `extract_transitions`; a bare DuckDB window
+Three ways count the same panel, in memory as a contiguous polars frame: `extract_transitions`; a bare DuckDB window
 query (lag over loan and path, months adjacent; no rule for duplicates or origination); the same query over
 integer loan codes, DuckDB at its best. Checked first: the compiled pass equals `transition_table`, the full
 query in DuckDB, on the smallest size. Interleaved A B C rounds, median of the ratios. DuckDB uses all cores.
@@ -49,7 +49,7 @@ def panel_of(n_loans: int) -> tuple[pl.DataFrame, LoanTapeGenerator]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "panel.parquet"
         write_panel(path, (book.panel for book in generator.stream_scenario(macro)))
-        return scan_panel(path).select(*COLUMNS, "asset_class").collect(), generator
+        return scan_panel(path).select(*COLUMNS, "asset_class").collect().rechunk(), generator
 
 
 def window(frame: pl.DataFrame, key: str) -> int:

@@ -87,9 +87,17 @@ def idiosyncratic_effect(world_seed: int, number: np.ndarray) -> np.ndarray:
     return normals(derive_seed(world_seed, "idiosyncratic_effect"), number)
 
 
-def loan_effects(loans: pl.DataFrame, world_seed: int) -> np.ndarray:
-    """(L, 3) C, F, I of each loan of a generated tape."""
-    class_code = codes_of(loans["asset_class"], ASSET_CLASSES, "asset_class")
+def loan_effects(
+    loans: pl.DataFrame,
+    world_seed: int,
+    class_code: np.ndarray | None = None,
+    number: np.ndarray | None = None,
+) -> np.ndarray:
+    """(L, 3) C, F, I of each loan of a generated tape; class codes and loan numbers if already known."""
+    if class_code is None:
+        class_code = codes_of(loans["asset_class"], ASSET_CLASSES, "asset_class")
+    if number is None:
+        number = loan_numbers(loans)
     vintage = loans.select(month_index_expr("vintage_month"))["vintage_month"].to_numpy()
     industry = codes_of(loans["industry_sector"], INDUSTRIES, "industry_sector")
     region = codes_of(loans["geography_region"], REGIONS, "geography_region")
@@ -97,6 +105,6 @@ def loan_effects(loans: pl.DataFrame, world_seed: int) -> np.ndarray:
         [
             cohort_effect(world_seed, class_code, vintage),
             factor_effect(world_seed, industry, region),
-            idiosyncratic_effect(world_seed, loan_numbers(loans)),
+            idiosyncratic_effect(world_seed, number),
         ]
     )

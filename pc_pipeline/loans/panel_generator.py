@@ -188,7 +188,7 @@ def draw_states(
         base_moves(),
         KIND_OF_MOVE,
         law.macro_odds(paths.values),
-        law.loan_odds(loans),
+        law.loan_odds(loans, lives.number),
         law.season_odds(),
         law.memory_odds(),
     )

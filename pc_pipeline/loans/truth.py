@@ -204,12 +204,12 @@ class TrueLaw:
         weight = kind_strengths(self.config) * np.sqrt(self.config.macro_share)
         return np.exp(macro_index(macro_PTM) * weight)
 
-    def loan_odds(self, loans: pl.DataFrame) -> np.ndarray:
-        """(L, 4 kinds) odds multipliers of the loan's own effects and coupon."""
-        own = loan_effects(loans, self.world_seed) @ self.config.own_weights
+    def loan_odds(self, loans: pl.DataFrame, number: np.ndarray | None = None) -> np.ndarray:
+        """(L, 4 kinds) odds multipliers of the loan's own effects and coupon; loan numbers if known."""
+        class_code = codes_of(loans["asset_class"], ASSET_CLASSES, "asset_class")
+        own = loan_effects(loans, self.world_seed, class_code, number) @ self.config.own_weights
         logits = own[:, None] * (_RISK_SIGN * kind_strengths(self.config))
         middle = np.array([np.mean(asset_classes()[name].range("rate") or 0.0) for name in ASSET_CLASSES])
-        class_code = codes_of(loans["asset_class"], ASSET_CLASSES, "asset_class")
         above = loans["interest_rate"].to_numpy() - middle[class_code]
         is_fixed = (loans["rate_type"] == "fixed").to_numpy()
         logits[:, PREPAY] += self.config.coupon_prepay * np.where(is_fixed, above, 0.0)
