@@ -16,7 +16,8 @@ import polars as pl
 from pc_pipeline.core.errors import ConfigError, SimulationError
 from pc_pipeline.schemas.states import N_LIVING, N_STATES
 from pc_pipeline.schemas.units import CASH_CHANNELS, MACRO_NAMES, N_CASH, N_MACRO
-from pc_pipeline.simulation.kernel import Lanes, pack_lanes, run_lanes
+from pc_pipeline.simulation.kernel import run_lanes
+from pc_pipeline.simulation.lanes import Lanes, pack_lanes
 from pc_pipeline.simulation.pool import PoolArrays, pool_arrays
 from pc_pipeline.simulation.rng import seed_key
 

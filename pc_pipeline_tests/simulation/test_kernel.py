@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pc_pipeline.simulation.kernel import pack_lanes, run_lanes
+from pc_pipeline.simulation.kernel import run_lanes
+from pc_pipeline.simulation.lanes import pack_lanes
 from pc_pipeline.simulation.pool import uniform_severity
 from pc_pipeline.simulation.reference import (
     cash_of_states,
