@@ -161,7 +161,7 @@ class MultinomialLogistic:
 
 
 def design(rows: ScoringRows) -> np.ndarray:
-    """(N,F) inputs of the logistic: features, by class, maturity, recency, age, season, macro."""
+    """(N,F) inputs of the logistic: features, by class, maturity, recency, age, season, macro, history."""
     codes = class_codes(rows)
     one_hot = np.eye(len(ASSET_CLASSES))[codes]
     since = rows.moves["since_miss"].to_numpy()
@@ -180,6 +180,8 @@ def design(rows: ScoringRows) -> np.ndarray:
     ]
     if rows.macro is not None:
         parts.append(rows.macro)
+    if rows.observed is not None:
+        parts += [np.nan_to_num(rows.observed), np.isnan(rows.observed).astype(float)]
     return np.column_stack(parts)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from pc_pipeline.loans.trajectories import Trajectories
+from pc_pipeline.models.transition_transformer import MIN_MACRO_PATHS
 from pc_pipeline.schemas.states import LoanState
 from pc_pipeline.schemas.units import ASSET_CLASSES
 
@@ -25,7 +26,9 @@ class ScoringRows:
     Attributes:
         moves: columns asset_class, from_state, to_state, since_miss, age_months, is_final.
         cluster: (N,) loan number, for standard errors. features: (N,24) scaled loan features.
-        macro: (N,9) macro of the arrival month, or None. calendar: (N,2) month of year, weekday.
+        macro: (N,9) macro of the arrival month; None with fewer than `MIN_MACRO_PATHS` paths, where it only
+            tells the time. observed: (N,F) observed payment history, or None.
+        calendar: (N,2) month of year, weekday of the last day.
         history, month: (N,) place in the aligned histories.
     """
 
@@ -33,6 +36,7 @@ class ScoringRows:
     cluster: np.ndarray
     features: np.ndarray
     macro: np.ndarray | None
+    observed: np.ndarray | None
     calendar: np.ndarray
     history: np.ndarray
     month: np.ndarray
@@ -57,18 +61,22 @@ class ScoringRows:
             cluster=self.cluster[chosen],
             features=self.features[chosen],
             macro=None if self.macro is None else self.macro[chosen],
+            observed=None if self.observed is None else self.observed[chosen],
             calendar=self.calendar[chosen],
             history=self.history[chosen],
             month=self.month[chosen],
         )
 
 
-def scoring_rows(trajectories: Trajectories, only: np.ndarray | None = None) -> ScoringRows:
+def scoring_rows(
+    trajectories: Trajectories, only: np.ndarray | None = None, observed: np.ndarray | None = None
+) -> ScoringRows:
     """All observed moves of some histories.
 
     Args:
         trajectories: from `loans.prepare_trajectories`.
         only: (H,) bool, the histories wanted; None takes all.
+        observed: (H,T,F) observed history beside the states, or None.
 
     Notes:
         Maturity is booked as the contract does: in and after the final month, performing and prepaid
@@ -99,14 +107,16 @@ def scoring_rows(trajectories: Trajectories, only: np.ndarray | None = None) -> 
         "is_final": is_final,
     }
     macro = None
-    if trajectories.macro is not None and trajectories.macro_row is not None:
-        column = np.clip(arrival - trajectories.macro.start_month, 0, trajectories.macro.n_months - 1)
-        macro = trajectories.macro.values[trajectories.macro_row[history], column]
+    paths = trajectories.macro
+    if paths is not None and trajectories.macro_row is not None and len(paths.keys) >= MIN_MACRO_PATHS:
+        column = np.clip(arrival - paths.start_month, 0, paths.n_months - 1)
+        macro = paths.values[trajectories.macro_row[history], column]
     return ScoringRows(
         moves=pl.DataFrame(moves),
         cluster=trajectories.loan_row[history],
         features=trajectories.features[history],
         macro=macro,
+        observed=None if observed is None else observed[history, month],
         calendar=_calendar(trajectories, history, month),
         history=history,
         month=month,

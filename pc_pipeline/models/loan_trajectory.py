@@ -208,13 +208,13 @@ class LoanTrajectoryModel(nn.Module):
         age = age0[:, None] + 1 + first_month + months
         return torch.cat([loan_age_features(age, term[:, None]), past.run], dim=-1)
 
-    def _observed(self, history: Tensor | None) -> Tensor | None:
-        """(B,T,F) raw history -> scaled, missing flags and a known flag; None where there is none."""
+    def _observed(self, history: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """(B,T,F) raw history -> scaled values with missing flags, and (B,T,1) whether anything is known."""
         if not self.config.n_history_features or history is None:
             return None
-        scaled = self.history_scale(history)
-        known = torch.ones_like(scaled[..., :1])
-        return torch.cat([scaled, torch.isnan(history).to(scaled.dtype), known], dim=-1)
+        missing = torch.isnan(history)
+        known = (~missing).any(-1, keepdim=True).to(self.out.weight.dtype)
+        return torch.cat([self.history_scale(history), missing.to(known.dtype), known], dim=-1), known
 
     def residual(
         self,
@@ -238,8 +238,9 @@ class LoanTrajectoryModel(nn.Module):
         wide = wide + self.wide_moment(moments) + self.wide_recency[past.recency]
         observed = self._observed(history)
         if observed is not None:
-            x = x + self.history_in(observed)
-            wide = wide + self.wide_history(observed)
+            inputs, known = observed
+            x = x + known * self.history_in(inputs)
+            wide = wide + known * self.wide_history(inputs)
         if calendar is not None:
             wide = wide + self.season(calendar)
         for number, block in enumerate(self.blocks):
@@ -275,7 +276,8 @@ class LoanTrajectoryModel(nn.Module):
             initial_state: (B,) state at the end of month -1; None: performing.
             calendar: (B,T,2) ints or None.
             months_since_miss: (B,) at the end of month -1, -1 never; None: never.
-            history: (B,T,F) observed inputs known at the end of month t-1, NaN where missing.
+            history: (B,T,F) observed inputs known at the end of month t-1, NaN where missing; a month with
+                nothing known, like None, adds nothing.
             is_final: (B,T) bool, in or after the final contractual month; None: rows are used as given.
 
         Returns:

@@ -37,7 +37,9 @@ from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.loop import run_training
 
 _VALUE_SAMPLE: Final = 512  # living loan-months per batch whose payment ratio is learned from
+HISTORY_FEATURES: Final = ("last_ratio", "met_3", "met_12", "largest_3", "balance_share")
 _HELD_OUT_SHARE: Final = 1 / 8
+_HIDDEN_SHARE: Final = 1 / 3
 _VALUE_WEIGHT: Final = 0.01  # of the value loss in early stopping
 _VINTAGE_PRIOR: Final = 0.5  # vintage effects are standard normal a priori
 
@@ -135,6 +137,41 @@ def model_features(model: LoanTrajectoryModel, loans: Any) -> Tensor:
     )
     found = loan_features(loans, plain)
     return torch.from_numpy(np.where(found.missing, np.nan, found.values).astype(np.float32))
+
+
+def observed_history(trajectories: Trajectories) -> np.ndarray:
+    """(N,T,5) what payments told by the end of the month before each column; NaN where nothing was seen.
+
+    `HISTORY_FEATURES`: last payment over instalment; the share of each instalment met (at most 1), mean of
+    3 and of 12 months; the largest of 3 months; balance over that at the start.
+    """
+    ratio = np.where(trajectories.mask, trajectories.payment_ratio, np.nan).astype(np.float64)
+    ratio = np.clip(ratio, 0.0, 3.0)
+    count, months = ratio.shape
+    before = np.full((count, months), np.nan)
+    before[:, 1:] = ratio[:, :-1]
+    balance = np.full((count, months), np.nan)
+    balance[:, 1:] = np.where(trajectories.mask[:, :-1], trajectories.balances[:, :-1], np.nan)
+    balance[:, 0] = trajectories.initial_balance
+    met = np.minimum(before, 1.0)
+    known, total = np.isfinite(met), np.nan_to_num(met)
+    largest = np.fmax(before, np.fmax(_lag(before, 1), _lag(before, 2)))
+    means = [_window(total, w) / np.maximum(_window(known.astype(float), w), 1.0) for w in (3, 12)]
+    means = [np.where(known, mean, np.nan) for mean in means]
+    owed = balance / np.maximum(trajectories.initial_balance, 0.01)[:, None]
+    return np.stack([before, *means, largest, owed], axis=-1).astype(np.float32)
+
+
+def _lag(values: np.ndarray, months: int) -> np.ndarray:
+    lagged = np.full_like(values, np.nan)
+    lagged[:, months:] = values[:, :-months]
+    return lagged
+
+
+def _window(values: np.ndarray, months: int) -> np.ndarray:
+    total = values.cumsum(axis=1)
+    total[:, months:] -= total[:, :-months].copy()
+    return total
 
 
 def cohort_rows(
@@ -315,7 +352,7 @@ class TrajectoryTrainer:
         cohort_loss, _ = evaluate(self.model, data, validation, residual=False)
 
         def loss_of(numbers: Tensor, generator: torch.Generator) -> Tensor:
-            batch = data.take(batches[int(numbers[0])])
+            batch = _hide_history(data.take(batches[int(numbers[0])]), generator)
             state, value = batch_losses(self.model, batch, generator)
             prior = _VINTAGE_PRIOR * (self.model.vintage**2).sum() / data.n_months
             return state.sum() * share + value + prior
@@ -482,6 +519,15 @@ def held_out(trajectories: Trajectories, seed: int) -> np.ndarray:
     """(H,) bool: histories of the loans that training under `seed` holds out for validation."""
     draw = stream(seed, "loan_trajectory", "split").random(int(trajectories.loan_row.max()) + 1)
     return draw[trajectories.loan_row] < _HELD_OUT_SHARE
+
+
+def _hide_history(batch: TrajectoryData, generator: torch.Generator) -> TrajectoryData:
+    """Take the observed history from a third of the loans, so that the network also knows life without."""
+    if batch.history is None:
+        return batch
+    hidden = torch.rand(len(batch), generator=generator, device=batch.history.device) < _HIDDEN_SHARE
+    history = batch.history.masked_fill(hidden[:, None, None], torch.nan)
+    return dataclasses.replace(batch, history=history)
 
 
 def _value_months(batch: TrajectoryData, generator: torch.Generator | None) -> Tensor:

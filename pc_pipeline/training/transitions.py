@@ -37,8 +37,12 @@ from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.loop import run_training
 
 _HOLD_OUT: Final = 5  # every fifth path, or the last fifth of the months
+_GROUP_CELLS: Final = 16
+_MANY_MONTHS: Final = 60
 _SMOOTHING: Final = 0.5  # moves added to each possible cell when the level is first set
 _PRIOR_SD: Final = {"level": 3.0, "shared": 0.5, "own": 0.1, "month": 0.3, "weekday": 0.3}  # logits
+# A month of the year seen on one path in few years cannot be told from those months' own noise.
+_MONTH_SD_FEW_YEARS: Final = 0.05
 _COHORT_KEYS: Final = ("asset_class", "vintage_month")
 
 
@@ -282,10 +286,17 @@ class TransitionTrainer:
         level = log_loss(self.model, validation)
         fit_additive(self.model, training)
         additive = log_loss(self.model, validation)
+        groups = path_groups(training.path_of, _GROUP_CELLS if len(data.macro) >= MIN_MACRO_PATHS else 1)
+        config = dataclasses.replace(config, batch_size=max(1, round(batch_size / len(groups[0]))))
+
+        def loss_of(numbers: Tensor, _: torch.Generator) -> Tensor:
+            rows = torch.cat([groups[number] for number in numbers.tolist()])
+            return negative_log_likelihood(self.model, training.take(rows)) * weight / len(rows)
+
         history = run_training(
             self.model,
-            len(training),
-            lambda rows, _: negative_log_likelihood(self.model, training.take(rows)) * weight / len(rows),
+            len(groups),
+            loss_of,
             config,
             name="transition_transformer",
             validation_loss=lambda: log_loss(self.model, validation),
@@ -343,7 +354,7 @@ def stated_macro_effect(config: LawConfig | None = None) -> Tensor:
     return torch.from_numpy(effect).flatten(1, 2)
 
 
-def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int = 60) -> float:
+def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int = 40) -> float:
     """Maximum a posteriori level, season and (unless anchored) macro term, before the network learns.
 
     The additive part alone is a multinomial logit over (path, class, month), so it is convex and L-BFGS
@@ -352,7 +363,7 @@ def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int 
     Returns:
         Penalised nats per move.
     """
-    weights = torch.nan_to_num(data.cohorts[data.cohort_of][:, : len(ASSET_CLASSES)]).double()
+    weights = torch.nan_to_num(data.cohorts[data.cohort_of][:, : len(ASSET_CLASSES)])
     paths, months = data.macro.shape[:2]
     cells = N_LIVING * N_STATES
     place = data.path_of[:, None] * len(ASSET_CLASSES) + torch.arange(
@@ -360,17 +371,17 @@ def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int 
     )
 
     def by_class(counts: Tensor) -> Tensor:
-        flat = counts.flatten(1).double()
+        flat = counts.flatten(1)
         total = torch.zeros(paths * len(ASSET_CLASSES), flat.shape[1], dtype=flat.dtype, device=flat.device)
         for column in range(len(ASSET_CLASSES)):
             total.index_add_(0, place[:, column], flat * weights[:, column, None])
         return total.view(paths, len(ASSET_CLASSES), months, N_LIVING, N_STATES)
 
     plain, final = by_class(data.plain), by_class(data.final)
-    z = model.macro_scale(data.macro).double()
-    level = model.base.detach().double().flatten(1)
+    z = model.macro_scale(data.macro)
+    level = model.base.detach().flatten(1)
     free = {
-        name: torch.zeros(shape, dtype=torch.double, device=z.device, requires_grad=True)
+        name: torch.zeros(shape, device=z.device, requires_grad=True)
         for name, shape in {
             "level": (len(ASSET_CLASSES), cells),
             "shared": (cells, N_MACRO),
@@ -380,7 +391,8 @@ def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int 
         }.items()
     }
     anchored = bool(model.macro_anchored)
-    stated = model.macro_effect.detach().double()
+    prior_sd = _PRIOR_SD | ({"month": _MONTH_SD_FEW_YEARS} if anchored and months < _MANY_MONTHS else {})
+    stated = model.macro_effect.detach()
     n_moves = max(data.n_moves, 1.0)
 
     def objective() -> Tensor:
@@ -391,7 +403,7 @@ def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int 
             weekday = free["weekday"] - free["weekday"].mean(0)
             logits = logits + month[data.calendar[:, 0]] + weekday[data.calendar[:, 1]]
         nats = moves_nats(model.normalise(logits), plain, final)
-        prior = sum((0.5 / _PRIOR_SD[name] ** 2) * (value**2).sum() for name, value in free.items())
+        prior = sum((0.5 / prior_sd[name] ** 2) * (value**2).sum() for name, value in free.items())
         return (nats + prior) / n_moves
 
     optimizer = torch.optim.LBFGS(
@@ -434,6 +446,13 @@ def split(data: TransitionData) -> tuple[TransitionData, TransitionData]:
     if cut >= len(moves) or float(moves[-1] - moves[cut - 1]) == 0.0:
         return data, data
     return data.months(0, cut), data.months(cut, len(moves))
+
+
+def path_groups(path_of: Tensor, size: int) -> list[Tensor]:
+    """Rows in groups of at most `size` rows of one path: a batch of groups reads few paths."""
+    order = path_of.argsort(stable=True)
+    paths = order.split(torch.bincount(path_of).tolist())
+    return [group for path in paths if len(path) for group in torch.tensor_split(path, -(-len(path) // size))]
 
 
 def negative_log_likelihood(model: TransitionTransformer, data: TransitionData) -> Tensor:

@@ -22,6 +22,8 @@ from pc_pipeline.training.trajectories import (
     evaluate,
     length_batches,
     model_features,
+    move_probabilities,
+    observed_history,
     raw_features,
     trajectory_data,
 )
@@ -101,6 +103,34 @@ def test_batches_hold_every_history_once_and_like_lengths_together() -> None:
     batches = length_batches(lengths, torch.arange(1000), 128, seed=0)
     assert sorted(torch.cat(batches).tolist()) == list(range(1000))
     assert max(int(lengths[batch].max() - lengths[batch].min()) for batch in batches) < 20
+
+
+def test_observed_history_by_hand(book) -> None:
+    """Column t knows what was paid in months before t, and nothing of month t."""
+    _, _, trajectories, _ = book
+    ratio = np.zeros_like(trajectories.payment_ratio)
+    ratio[:, :4] = [1.0, 0.0, 2.0, 1.0]
+    mask = np.zeros_like(trajectories.mask)
+    mask[:, :4] = True
+    history = observed_history(dataclasses.replace(trajectories, payment_ratio=ratio, mask=mask))
+    assert np.isnan(history[0, 0, :4]).all()
+    assert history[0, 1, :4].tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert history[0, 2, :2].tolist() == [0.0, 0.5]
+    assert history[0, 3, :4].tolist() == pytest.approx([2.0, 2 / 3, 2 / 3, 2.0])
+    assert history[0, 0, 4] == 1.0
+
+
+def test_training_on_observed_history_leaves_a_model_that_works_without(book) -> None:
+    _, _, trajectories, _ = book
+    torch.manual_seed(0)
+    model = LoanTrajectoryModel(dataclasses.replace(SIZE, n_history_features=5))
+    seen = observed_history(trajectories)
+    TrajectoryTrainer(model, lr=5e-3, config=ONE_THREAD).fit(
+        trajectories=trajectories, epochs=2, batch_size=64, history=seen
+    )
+    without = move_probabilities(model, trajectories, history=np.full_like(seen, np.nan))
+    assert np.allclose(without, move_probabilities(model, trajectories), atol=1e-6)
+    assert not np.allclose(without, move_probabilities(model, trajectories, history=seen), atol=1e-4)
 
 
 def test_what_does_not_fit_is_refused(book) -> None:

@@ -16,6 +16,7 @@ from pc_pipeline.training.transitions import (
     TransitionTrainer,
     log_loss,
     negative_log_likelihood,
+    path_groups,
     split,
     stated_macro_effect,
     transition_data,
@@ -170,6 +171,13 @@ def test_held_out_paths_are_whole() -> None:
     training, validation = split(transition_data(cohorts(), moves(table, 0.0), table))
     assert not set(training.path_of.tolist()) & set(validation.path_of.tolist())
     assert len(validation) == 2
+
+
+def test_groups_hold_every_row_once_and_one_path_each() -> None:
+    path_of = torch.tensor([4, 0, 0, 4, 2, 0, 0, 0])
+    groups = path_groups(path_of, 2)
+    assert sorted(torch.cat(groups).tolist()) == list(range(8))
+    assert all(len(path_of[group].unique()) == 1 and len(group) <= 2 for group in groups)
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path) -> None:
