@@ -98,7 +98,7 @@ def main() -> None:
         "Shared machine: read the ratios. `python benchmarks/waterfall.py --write`.",
         "The three ways agree before they are timed; the oracle runs 20 paths and is scaled.",
         "",
-        "| deal | paths x dates | arrays s | machine s | metrics s | oracle s | oracle/arrays | oracle/machine |",
+        "| deal | paths x dates | arrays s | machine s | metrics s | oracle s | oracle/arrays | oracle/machine |",  # noqa: E501
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, n_paths, n_months in cases:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pc_pipeline.core.errors import DealError
 from pc_pipeline.waterfall.standard import standard_steps
@@ -50,8 +50,8 @@ class Deal(Clause):
     Attributes:
         closing_date: interest accrues from here.
         tranches: in order of seniority, residual classes last.
-        waterfall: 'standard' (the order of docs/methods/waterfall.md, built by `standard_steps`) or the
-            lists of steps.
+        waterfall: lists of steps; left out or 'standard': the order of docs/methods/waterfall.md section
+            2, built by `standard_steps`.
         losses: unpaid (balances stand until the end) or write_down (junior first, as the pool falls
             below the balances; written up again when it does not).
         reproduced: what of it has been checked against published figures, and how close.
@@ -75,11 +75,18 @@ class Deal(Clause):
     swaps: list[Swap] = Field(default_factory=list)
     reinvestment: Reinvestment | None = None
     call: Call | None = None
-    waterfall: str | WaterfallSteps = "standard"
+    waterfall: WaterfallSteps | None = None
     subordinated_fees: list[str] = Field(default_factory=list)
-    losses: str = "unpaid"
+    losses: Literal["unpaid", "write_down"] = "unpaid"
     rounding: float = Field(default=0.0, ge=0)
     soft_temperature: float = Field(default=0.1, gt=0)
+
+    @field_validator("waterfall", mode="before")
+    @classmethod
+    def _standard(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "standard":
+            raise ValueError(f"waterfall is 'standard' or lists of steps, not {value!r}")
+        return None if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -90,7 +97,7 @@ class Deal(Clause):
     @property
     def steps(self) -> WaterfallSteps:
         """The lists of steps, built from the clauses where the deal says 'standard'."""
-        if isinstance(self.waterfall, WaterfallSteps):
+        if self.waterfall is not None:
             return self.waterfall
         return standard_steps(
             self.tranches, self.fees, self.tests, self.accounts, self.reinvestment, self.subordinated_fees
@@ -240,8 +247,10 @@ def check_references(deal: Deal) -> None:
     if deal.reinvestment is not None and deal.reinvestment.tests is not None:
         _known(deal.reinvestment.tests, tests, ("reinvestment", "tests"), "test")
     _known(deal.subordinated_fees, {f.name for f in deal.fees}, ("subordinated_fees",), "fee")
-    if deal.losses not in ("unpaid", "write_down"):
-        raise ClauseError(("losses",), f"losses are 'unpaid' or 'write_down', not {deal.losses!r}")
+    if 0 < deal.rounding < 1e-6:
+        raise ClauseError(
+            ("rounding",), f"rounding is 0 or a unit of money such as 0.01, not {deal.rounding:g}"
+        )
 
 
 def check_dates(deal: Deal) -> None:
@@ -260,11 +269,7 @@ def check_dates(deal: Deal) -> None:
 
 def check_steps(deal: Deal) -> None:
     """Every step names clauses that exist; every class with a coupon is paid interest somewhere."""
-    if isinstance(deal.waterfall, str) and deal.waterfall != "standard":
-        raise ClauseError(
-            ("waterfall",), f"waterfall is 'standard' or lists of steps, not {deal.waterfall!r}"
-        )
-    if isinstance(deal.waterfall, str):
+    if deal.waterfall is None:
         return
     known = {
         "fee": ({f.name for f in deal.fees if f.share is None}, "fee"),

@@ -347,6 +347,9 @@ class PrincipalStep(Clause):
     def _check(self) -> Self:
         if (self.amount == "shifting") != bool(self.shift):
             raise ValueError("shift belongs to the amount 'shifting', and that needs it")
+        names = [name for group in self.groups for name in group]
+        if len(set(names)) < len(names) or not all(self.groups):
+            raise ValueError(f"a principal step names each class once, and no empty group; got {self.to}")
         return self
 
     @property
@@ -424,6 +427,11 @@ class Step(Clause):
         given = [verb for verb in VERBS if getattr(self, verb) is not None]
         if len(given) != 1:
             raise ValueError(f"a step has exactly one verb of {', '.join(VERBS)}; got {given or 'none'}")
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"a step draws on each source once; got {self.sources}")
+        for names in (self.interest, self.cure):
+            if names is not None and (not names or len(set(names)) < len(names)):
+                raise ValueError(f"a step names each class or test once, and at least one; got {names}")
         return self
 
     @property

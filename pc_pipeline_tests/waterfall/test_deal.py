@@ -43,6 +43,14 @@ def test_a_small_deal_loads(tmp_path: Path) -> None:
         ("size: 0.1}", "size: 0.1}\nreinvestment: {months: -1}", 5, "greater than or equal to 0"),
         ("size: 0.1}", "size: 0.1}\nclosing_date: 2024-02-31", 5, "off the calendar"),
         ("name: small", "name: small\nname: twice", 2, "repeated"),
+        ("size: 0.1}", "size: 0.1}\nrounding: 1.0e-9", 5, "unit of money"),
+        (
+            "size: 0.1}",
+            "size: 0.1}\nwaterfall:\n  interest:\n    - {interest: [A, A]}\n    - {residual: E}\n"
+            "  principal:\n    - {principal: [A]}\n    - {residual: E}",
+            7,
+            "each class or test once",
+        ),
         (
             "size: 0.1}",
             "size: 0.1}\nwaterfall:\n  interest:\n    - {interest: A, from: [vault]}\n    - {residual: E}\n"
