@@ -95,6 +95,8 @@ def _value(value: object) -> str:
 
 def _step_line(step: Step) -> str:
     parts = [step.label]
+    if step.principal is not None:
+        parts += _told(step.principal, leave=("to", "amount"))
     if step.sources:
         parts.append("from " + ", then ".join(step.sources))
     if step.when:

@@ -17,7 +17,7 @@ import polars as pl
 from pc_pipeline.core.errors import DataError, DealError
 from pc_pipeline.core.periods import month_index, parse_month
 from pc_pipeline.schemas.units import CASH_CHANNELS
-from pc_pipeline.waterfall.dates import payment_calendar
+from pc_pipeline.waterfall.dates import PaymentCalendar, payment_calendar
 from pc_pipeline.waterfall.deal import Deal, load_deal
 from pc_pipeline.waterfall.engine import EXTRAS, WaterfallResult, run_waterfall
 from pc_pipeline.waterfall.metrics import tranche_metrics
@@ -26,12 +26,15 @@ from pc_pipeline.waterfall.pool_projection import PoolLines, Speeds, pool_lines,
 from pc_pipeline.waterfall.pricing import (
     convexity,
     discount_margin,
+    effective_convexity,
+    effective_duration,
     macaulay_duration,
     modified_duration,
     price_from_yield,
     yield_from_price,
 )
 
+SHIFT = 0.0025  # of index and yield, for effective durations
 _ALIASES = {"principal": "scheduled_principal", "delinquent_balance": "delinquent", "recoveries": "recovery"}
 
 
@@ -230,6 +233,17 @@ def price_deal_json(
     extra = {"delinquent": pool.delinquent}
     result = run_waterfall(pool.cash, terms, pool_balance=balance, index_rate_PT=index, extra_PT=extra)
     answer = as_json(result, index, price=price / 100.0, at_yield=share(yield_percent))
+    shifted = {
+        shift: run_waterfall(
+            pool.cash,
+            terms,
+            pool_balance=balance,
+            index_rate_PT={name: values + shift for name, values in index.items()},
+            extra_PT=extra,
+        )
+        for shift in (-SHIFT, SHIFT)
+    }
+    _add_effective(answer["classes"], result, shifted)
     answer["assumptions"] = {
         "convention": convention, "cpr": cpr, "psa": psa, "abs": abs_speed, "cdr": cdr, "sda": sda,
         "severity": severity, "lag_months": lag, "advances": advances, "index_rate": index_rate,
@@ -237,6 +251,25 @@ def price_deal_json(
     }  # fmt: skip
     answer["collections"] = {name: pool.cash[:, place].tolist() for place, name in enumerate(CASH_CHANNELS)}
     return answer
+
+
+def _add_effective(
+    classes: dict[str, Any], result: WaterfallResult, shifted: dict[float, WaterfallResult]
+) -> None:
+    """Effective duration and convexity of each class: index and yield moved together, speeds unchanged."""
+    times = _calendar(result).yield_times()
+    for n, name in enumerate(result.tranche_names):
+        figures = classes[name]
+        rate, face = figures.get("yield_percent"), figures["opening_balance"]
+        if rate is None or not face > 0:
+            continue
+
+        def price(shift: float, place: int = n, at: float = rate / 100.0, face: float = face) -> float:
+            run = shifted.get(shift, result)
+            return float(price_from_yield(np.asarray(run.cash)[0, :, place], times, at + shift, face))
+
+        figures["effective_duration"] = _number(effective_duration(price, SHIFT))
+        figures["effective_convexity"] = _number(effective_convexity(price, SHIFT))
 
 
 def scale_pool(deal: Deal, balance: float) -> Deal:
@@ -341,7 +374,7 @@ def class_figures(
 ) -> dict[str, Any]:
     """WAL, yield, IRR, price, durations, loss and percent of original balance by class."""
     measures, plain = tranche_metrics(result), {}
-    calendar = payment_calendar(result.deal.closing_date, result.deal.payments, result.balance.shape[1])
+    calendar = _calendar(result)
     times = calendar.yield_times()
     for n, name in enumerate(result.tranche_names):
         tranche = result.deal.tranches[n]
@@ -397,6 +430,10 @@ def _priced(
     if at_yield is not None:
         figures["price_at_yield"] = _number(100 * price_from_yield(flows, times, at_yield, face))
     return figures
+
+
+def _calendar(result: WaterfallResult) -> PaymentCalendar:
+    return payment_calendar(result.deal.closing_date, result.deal.payments, result.balance.shape[1])
 
 
 def _by_payment(result: WaterfallResult, index: np.ndarray) -> np.ndarray:

@@ -299,4 +299,9 @@ def account_target(m: Month, name: str) -> Any:
     """What an account should hold; nothing once the notes are paid, or on the last date."""
     account = next(a for a in m.plan.deal.accounts if a.name == name)
     amount = target_amount(m, account.target or account.initial)
-    return amount * is_there(m, notes_outstanding(m)) * (1.0 - m.k["is_last"])
+    amount = amount * is_there(m, notes_outstanding(m)) * (1.0 - m.k["is_last"])
+    if account.releases_when_enough:
+        means = m.s[f"account.{name}"] + total_of(m.pots.values())
+        owed = notes_outstanding(m) + total_of(m.owed.values())
+        amount = amount * (1.0 - m.ops.gate((means - owed) / m.plan.pool, 0.0))
+    return amount

@@ -235,6 +235,8 @@ def _constants(deal: Deal, calendar: PaymentCalendar, pool: float) -> dict[str, 
         for index, step in enumerate(getattr(deal.steps, pot)):
             if step.principal is not None and step.principal.shift:
                 values[f"shift.{pot}.{index}"] = level_path(0.0, step.principal.shift, n)
+            if step.principal is not None and step.principal.plan:
+                values[f"plan.{pot}.{index}"] = level_path(0.0, step.principal.plan, n)
     return values
 
 

@@ -238,6 +238,9 @@ class PathBook:
         account = next(a for a in self.deal.accounts if a.name == name)
         if self.notes() <= self.dust or self.k["is_last"]:
             return 0.0
+        means = self.held[name] + sum(self.pots.values()) - self.notes() - sum(self.owed.values())
+        if account.releases_when_enough and means / self.plan.pool >= -SLACK:
+            return 0.0
         return self.amount_of(account.target or account.initial)
 
     # ---- money --------------------------------------------------------------------------------
@@ -347,9 +350,11 @@ class PathBook:
         if terms.amount == "all":
             due = balance
         elif terms.amount == "to_target":
-            oc = self.deal.collateral.oc_target
+            oc = terms.target or self.deal.collateral.oc_target
             aim = max(self.adjusted() - (self.amount_of(oc) if oc else 0.0), 0.0)
-            due = min(max(self.notes() - aim, 0.0), balance)
+            due = min(max((self.notes() if terms.target is None else balance) - aim, 0.0), balance)
+        elif terms.amount == "planned":
+            due = max(balance - self.k[f"plan.{pot}.{index}"], 0.0)
         elif terms.amount == "parity":
             matured = sum(self.balance[n] for n in listed if self.k.get(f"matured.{n}") == 1.0)
             due = max(balance - self.adjusted(), 0.0, matured)

@@ -199,10 +199,14 @@ def principal_due(m: Month, pot: str, index: int, step: Step) -> Any:
     if terms.amount == "all":
         return balance
     if terms.amount == "to_target":
-        oc = m.plan.deal.collateral.oc_target
+        oc = terms.target or m.plan.deal.collateral.oc_target
         target = 0.0 if oc is None else target_amount(m, oc)
-        excess = notes_outstanding(m) - ops.maximum(adjusted_pool(m) - target, 0.0)
+        excess = (notes_outstanding(m) if terms.target is None else balance) - ops.maximum(
+            adjusted_pool(m) - target, 0.0
+        )
         return ops.minimum(ops.maximum(excess, 0.0), balance)
+    if terms.amount == "planned":
+        return ops.maximum(balance - m.k[f"plan.{pot}.{index}"], 0.0)
     if terms.amount == "parity":
         matured = total_of(
             m.s[f"balance.{name}"] * m.k[f"matured.{name}"] for name in listed if f"matured.{name}" in m.k

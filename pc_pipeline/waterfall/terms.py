@@ -167,6 +167,8 @@ class Account(Clause):
         balance: balance at the start of the run when seasoned (default: `initial`).
         target: what `fund` fills to and `release` keeps; the target is zero once the notes are paid
             and on the last payment date.
+        releases_when_enough: once account and cash together pay every class and everything owed, the target
+            is zero.
         earnings_rate: paid monthly into interest collections; of a facility: the rate owed on draws.
     """
 
@@ -175,6 +177,7 @@ class Account(Clause):
     initial: Target
     balance: float | None = Field(default=None, ge=0)
     target: Target | None = None
+    releases_when_enough: bool = False
     earnings_rate: float = Field(default=0.0, ge=0, le=1)
     until_month: int = Field(default=0, ge=0)
 
@@ -331,22 +334,32 @@ class PrincipalStep(Clause):
 
     Attributes:
         amount: all (whatever the sources hold); to_target (notes down to the adjusted pool less the OC
-            target); parity (the listed classes down to the adjusted pool; a class at or past its maturity
+            target; with a `target` of its own: the listed classes down to the adjusted pool less that
+            enhancement); planned (the listed classes down to the balance of `plan`); parity
+            (the listed classes down to the adjusted pool; a class at or past its maturity
             is due in full); collections (this period's principal collections and charge-offs, at
             most); shifting (the senior share of scheduled, and a larger share of unscheduled,
             principal, see `shift`); share (the listed classes' share of all balances).
+        target: see to_target. plan: of `planned`: balance by payment number, as a PAC or a controlled
+            amortisation has it.
         shift: of `shifting`: part of the junior share of unscheduled principal that goes to the senior
             classes, by payment number.
     """
 
     to: list[str | list[str]] = Field(min_length=1)
-    amount: Literal["all", "to_target", "parity", "collections", "shifting", "share"] = "all"
+    amount: Literal["all", "to_target", "planned", "parity", "collections", "shifting", "share"] = "all"
+    target: Target | None = None
+    plan: list[Level] = Field(default_factory=list)
     shift: list[Level] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.amount == "shifting") != bool(self.shift):
             raise ValueError("shift belongs to the amount 'shifting', and that needs it")
+        if (self.amount == "planned") != bool(self.plan):
+            raise ValueError("plan belongs to the amount 'planned', and that needs it")
+        if self.target is not None and self.amount != "to_target":
+            raise ValueError("target belongs to the amount 'to_target'")
         names = [name for group in self.groups for name in group]
         if len(set(names)) < len(names) or not all(self.groups):
             raise ValueError(f"a principal step names each class once, and no empty group; got {self.to}")

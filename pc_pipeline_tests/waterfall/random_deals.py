@@ -89,6 +89,7 @@ def deals(draw: Any) -> Deal:
                 "initial": {"share_of_original": 0.01},
                 "target": {"share_of_pool": 0.02, "floor_amount": 500.0},
                 "earnings_rate": 0.02,
+                "releases_when_enough": draw(flag),
             }
         )
     if draw(flag):
@@ -189,6 +190,10 @@ def _steps(draw: Any, terms: dict[str, Any], names: list[str]) -> dict[str, Any]
             }
         )
         lines.append({"principal": groups, "when": ["losses"]})
+        own = {"share_of_pool": 0.3, "floor_share_of_original": 0.02}
+        lines.append({"principal": {"to": names[:1], "amount": "to_target", "target": own}})
+        plan = [{"from_month": 1, "level": 0.5 * POOL}, {"from_month": 6, "level": 0.2 * POOL}]
+        lines.append({"principal": {"to": names, "amount": "planned", "plan": plan}})
         return {"combined": [*lines, {"residual": "E"}]}
     principal: list[dict[str, Any]] = [{"release": name} for name in prefunding]
     if draw(flag):

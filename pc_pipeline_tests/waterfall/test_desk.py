@@ -58,6 +58,7 @@ def test_price_a_deal(pool_file: Path) -> None:
     senior = answer["classes"]["Senior"]
     assert senior["yield_percent"] == pytest.approx(5.0, abs=1e-9)  # at par a class yields its coupon
     assert senior["percent_of_original_repaid"] == pytest.approx(100.0)
+    assert senior["effective_duration"] == pytest.approx(senior["modified_duration"], rel=1e-4)
     assert len(answer["payments"]) == 66 + 12
     assert answer["payments"][0]["date"] == "2024-02-01"
 
@@ -68,6 +69,9 @@ def test_a_floater_at_par_has_its_spread_as_margin(pool_file: Path) -> None:
     )
     margins = [answer["classes"][name]["discount_margin_bps"] for name in "ABCDE"]
     np.testing.assert_allclose(margins, [145, 200, 275, 400, 700], atol=1e-6)
+    floater = answer["classes"]["A"]
+    assert abs(floater["effective_duration"]) < 0.3  # its coupons follow the index
+    assert floater["modified_duration"] > 3
 
 
 def test_run_given_collections(tmp_path: Path) -> None:

@@ -326,3 +326,42 @@ def test_step_down_to_pro_rata() -> None:
     result = one_month(terms, (1.0, 8.0, 0, 0, 0), (1.0, 8.2, 0, 0, 0))
     np.testing.assert_allclose(result.principal_paid[0, 0, :2], [8.0, 0.0])
     np.testing.assert_allclose(result.principal_paid[0, 1, :2], [8.2 * 72 / 82, 1.0])
+
+
+def test_planned_balances_and_own_enhancement() -> None:
+    """A is paid to its plan of 77; then A and B down to 85 % of the pool of 96 (81.6); the rest is E's."""
+    terms = {
+        **TWO,
+        "waterfall": {
+            "combined": [
+                {"interest": ["A", "B"]},
+                {"principal": {"to": ["A"], "amount": "planned", "plan": [{"from_month": 1, "level": 77.0}]}},
+                {"principal": {"to": ["A", "B"], "amount": "to_target", "target": {"share_of_pool": 0.15}}},
+                {"residual": "E"},
+            ]
+        },
+    }
+    result = one_month(terms, (6.5, 4.0, 0, 0, 0))
+    assert result.principal_paid[0, 0, 0] == pytest.approx(90 - 0.85 * 96)
+    assert result.residual[0, 0] == pytest.approx(10.5 - 0.5 - (90 - 0.85 * 96))
+    poor = one_month(terms, (0.5, 4.0, 0, 0, 0))
+    assert poor.balance[0, 0, 0] == pytest.approx(76.0)
+
+
+def test_reserve_pays_the_deal_off_when_it_is_enough() -> None:
+    """5 of A, 0 of B left, 2 of cash and 4 of reserve: released before the last date, and E gets the rest."""
+    account = {"name": "r", "initial": {"amount": 4.0}, "releases_when_enough": True}
+    steps = [
+        {"release": "r"},
+        {"interest": ["A", "B"]},
+        {"principal": ["A", "B"]},
+        {"fund": "r"},
+        {"residual": "E"},
+    ]
+    terms = {**TWO, "accounts": [account], "waterfall": {"combined": steps}}
+    deal = parse_deal(terms).as_of(
+        parse_deal(terms).closing_date, pool=5.0, balances={"A": 5.0}, accounts={"r": 4.0}
+    )
+    result = run_waterfall(cash_of((0.0, 2.0, 0, 0, 0), (0, 0, 0, 0, 0)), deal, pool_balance=100.0)
+    assert result.balance[0, 0, 0] == 0.0
+    assert result.residual[0, 0] == pytest.approx(1.0 - 5 * 0.06 / 12)
