@@ -282,7 +282,7 @@ class MacroVAE(nn.Module):
         """Terms of the evidence bound, each (B,), nats per path.
 
         Returns:
-            'nll': exact -log p(y | s), eq. (4). 'gap': KL(q(z|x) || p(z|x)), eq. (5); -ELBO = nll + gap.
+            'nll': exact -log p(y | s), eq. (4). 'gap': KL(q(z|x) || p(z|x)), eqs. (5)-(6).
             'kl': KL(q(z|x) || N(0, I)); 'reconstruction': -E_q log p(x | z) = nll + gap - kl.
         """
         eps, log_det = self.innovations(x, scenario)

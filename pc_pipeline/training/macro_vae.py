@@ -32,7 +32,8 @@ from pc_pipeline.training.loop import Record, run_training
 
 FEW_PATHS: Final = 8
 DECODER_LR_SHARE: Final = 0.1
-_ROUGHNESS: Final = 30.0  # penalty on second differences of a centre known from few paths
+_ROUGHNESS: Final = 30.0  # penalty on squared second differences of a curve known from little data
+_FREE: Final = 1e-6
 _MIN_SCALE: Final = 1e-3  # smallest innovation sd, scaled units: keeps a constant series finite
 
 
@@ -204,49 +205,54 @@ def warm_start(model: MacroVAE, paths: torch.Tensor, labels: torch.Tensor) -> li
     is_few = any(int((labels == code).sum()) < FEW_PATHS for code in present)
     for code in range(model.config.n_scenarios):
         rows = y[labels == code] if code in present else y
-        model.centre_SGM[code] = _fit_knots(model, rows.mean(0), smooth=is_few)
+        model.centre_SGM[code] = _fit_knots(model, rows.mean(0), _ROUGHNESS if is_few else _FREE)
         model.is_trained_S[code] = code in present
     if is_few:
         _anchor(model, y, labels)
         return [
             f"fewer than {FEW_PATHS} paths of a scenario: dispersion and persistence as decided, not learned"
         ]
-    _fit_dynamics_both_ways(model, paths, labels, present)
+    _fit_likeliest(model, paths, labels, present)
     return []
 
 
-def _fit_dynamics_both_ways(
-    model: MacroVAE, paths: torch.Tensor, labels: torch.Tensor, present: list[int]
-) -> None:
-    """Scales from the spread across paths, or from innovations; the likelier start stays.
+def _fit_likeliest(model: MacroVAE, paths: torch.Tensor, labels: torch.Tensor, present: list[int]) -> None:
+    """Try the ways to set scales on half of the paths, keep the one that makes the other half likeliest.
 
-    The first is right when dispersion is stationary around a moving scale, the second when paths
-    start together and fan out.
+    Scales come from the spread across paths (right when dispersion is stationary around a moving scale)
+    or from innovations (right when paths start together and fan out), then smoothed over time.
     """
     y = model.to_scaled(paths)
     start = {name: value.clone() for name, value in model.state_dict().items()}
+    half = torch.arange(len(paths), device=paths.device) % 2 == 0
     found = []
-    for from_innovations in (False, True):
+    for from_innovations, roughness in ((False, _FREE), (True, _ROUGHNESS)):
         model.load_state_dict(start)
-        _fit_dynamics(model, y, labels, present, from_innovations)
-        eps, log_det = model.innovations(paths, labels)
+        _fit_dynamics(model, y[half], labels[half], present, from_innovations, roughness)
+        eps, log_det = model.innovations(paths[~half], labels[~half])
         nll = float((0.5 * eps.square().sum((1, 2)) + log_det).mean())
-        found.append((nll, {name: value.clone() for name, value in model.state_dict().items()}))
-    model.load_state_dict(min(found, key=lambda item: item[0])[1])
+        found.append((nll, from_innovations, roughness))
+    model.load_state_dict(start)
+    _, from_innovations, roughness = min(found)
+    _fit_dynamics(model, y, labels, present, from_innovations, roughness)
 
 
-def _fit_knots(model: MacroVAE, target_TM: torch.Tensor, smooth: bool) -> torch.Tensor:
-    """(G, M) spline coefficients nearest to a path; rough ones are penalised when paths are few."""
+def _fit_knots(model: MacroVAE, target_TM: torch.Tensor, roughness: float) -> torch.Tensor:
+    """(G, M) spline coefficients nearest to a path, squared second differences weighing `roughness`."""
     basis = model.knots_TG.double()
     n_knots = basis.shape[1]
     second = torch.diff(torch.eye(n_knots, dtype=torch.float64, device=basis.device), n=2, dim=0)
-    weight = _ROUGHNESS if smooth else 1e-6
-    normal = basis.T @ basis + weight * second.T @ second
+    normal = basis.T @ basis + roughness * second.T @ second
     return torch.linalg.solve(normal, basis.T @ target_TM.double()).to(target_TM.dtype)
 
 
 def _fit_dynamics(
-    model: MacroVAE, y: torch.Tensor, labels: torch.Tensor, present: list[int], from_innovations: bool
+    model: MacroVAE,
+    y: torch.Tensor,
+    labels: torch.Tensor,
+    present: list[int],
+    from_innovations: bool,
+    roughness: float,
 ) -> None:
     """Scales, Phi by regression, factors from residuals; scales and Phi alternate when they depend."""
     for _ in range(3 if from_innovations else 1):
@@ -262,7 +268,7 @@ def _fit_dynamics(
         overall = moving.std((0, 1)).clamp(min=_MIN_SCALE)
         for code in present:
             spread = moving[labels == code].square().mean(0).sqrt().clamp(min=_MIN_SCALE) / overall
-            model.log_scale_SGM[code] += _fit_knots(model, torch.log(spread), smooth=from_innovations)
+            model.log_scale_SGM[code] += _fit_knots(model, torch.log(spread), roughness)
     centre, sigma = model.centre_and_scale(labels, y.shape[1])
     u = (y - centre) / sigma
     model.phi_MM.copy_(_regress(u))
@@ -286,7 +292,7 @@ def _anchor(model: MacroVAE, y: torch.Tensor, labels: torch.Tensor) -> None:
     for code in range(model.config.n_scenarios):
         share = torch.sigmoid(model.knots_TG @ model.centre_SGM[code] * model.scale_M + model.shift_M)
         slope = reach * share * (1 - share) * model.scale_M  # dx / dy along the centre
-        model.log_scale_SGM[code] = _fit_knots(model, torch.log(spread / slope), smooth=True)
+        model.log_scale_SGM[code] = _fit_knots(model, torch.log(spread / slope), _ROUGHNESS)
     model.phi_MM.copy_(torch.diag(persistence))
     centre, sigma = model.centre_and_scale(labels, y.shape[1])
     u = (y - centre) / sigma
