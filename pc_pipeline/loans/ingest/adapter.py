@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import polars as pl
 
 from pc_pipeline.core.errors import IngestError
-from pc_pipeline.loans.ingest.files import Part, read_part, where
+from pc_pipeline.loans.ingest.files import NULL_WORDS, Part, read_part, where
 from pc_pipeline.loans.ingest.result import QualityLog
 from pc_pipeline.schemas.tables import TABLES
 from pc_pipeline.schemas.units import OBSERVED
@@ -102,10 +102,18 @@ def read_typed(part: Part, types: Mapping[str, Any], log: QualityLog, table: str
     present = {name: dtype for name, dtype in types.items() if name in part.columns}
     if part.kind == "delimited" and part.view is None:
         try:
-            return read_part(part, columns=list(present), types=present)
+            return _null_words(read_part(part, columns=list(present), types=present))
         except pl.exceptions.ComputeError:
             pass  # some value does not fit: read as text and find it
     return cast_columns(read_part(part, columns=list(present)), present, log, file=where(part), table=table)
+
+
+def _null_words(frame: pl.DataFrame) -> pl.DataFrame:
+    """The words that mean missing as null, in text columns that hold any (numbers fail on them before)."""
+    text = [name for name, kind in frame.schema.items() if kind == pl.String]
+    found = frame.select(pl.col(text).is_in(NULL_WORDS).any()).row(0, named=True) if text else {}
+    hit = [name for name, has in found.items() if has]
+    return frame.with_columns(pl.when(~pl.col(hit).is_in(NULL_WORDS)).then(pl.col(hit))) if hit else frame
 
 
 def cast_columns(

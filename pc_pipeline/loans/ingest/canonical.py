@@ -23,12 +23,12 @@ from pc_pipeline.loans.ingest.adapter import (
     recoveries_table,
     table_types,
 )
-from pc_pipeline.loans.ingest.files import Part, where
+from pc_pipeline.loans.ingest.files import Part, read_part, where
 from pc_pipeline.loans.ingest.history import in_order, nothing_after_end
 from pc_pipeline.loans.ingest.result import QualityLog
-from pc_pipeline.loans.ingest.screen import contract_rules, known_by, panel_rules, screen, tape_rules
+from pc_pipeline.loans.ingest.screen import Rule, contract_rules, known_by, panel_rules, screen, tape_rules
 from pc_pipeline.schemas.states import LoanState
-from pc_pipeline.schemas.tables import columns
+from pc_pipeline.schemas.tables import CENT, columns
 
 LOAN_REQUIRED: Final = (
     "loan_id",
@@ -48,6 +48,25 @@ _CASH: Final = (
     "charge_off_amount",
     "recovery_amount",
     "loss_amount",
+)
+_OURS: Final = ("scenario", "macro_path_id", "month_end_weekday")  # always worked out, never read
+_FACTS: Final = ("asset_class", "vintage_month", "original_balance")  # of the tape, on every row of the panel
+_AGREES: Final = (
+    Rule(
+        column="asset_class",
+        reason="differs from the tape",
+        good=pl.col("asset_class") == pl.col("_asset_class"),
+    ),
+    Rule(
+        column="vintage_month",
+        reason="differs from the tape",
+        good=pl.col("vintage_month") == pl.col("_vintage_month"),
+    ),
+    Rule(
+        column="original_balance",
+        reason="differs from the tape",
+        good=(pl.col("original_balance") - pl.col("_original_balance")).abs() <= CENT,
+    ),
 )
 _BORROWER: Final = {
     "corporate": "corporate",
@@ -175,37 +194,65 @@ def read_panel(part: Part, loans: pl.DataFrame, log: QualityLog, options: Option
     _require(part, PANEL_REQUIRED)
     file = where(part)
     month = pl.col("reporting_month")
-    frame = read_typed(part, table_types("loan_panel"), log, "loan_panel")
+    read = {name: kind for name, kind in table_types("loan_panel").items() if name not in _OURS}
+    frame = read_typed(part, read, log, "loan_panel")
     check_ids(frame.head(10_000), "loan_id", file)
-    log.rows_in(file, frame, month.dt.month_start())
-    _note_ignored(part, "loan_panel", log)
     moved = frame.select((month.dt.day() != 1).sum()).item() or 0
     if moved:
         log.repair(file, "reporting_month", moved, "moved to the first of its month")
         frame = frame.with_columns(month.dt.month_start())
+    log.rows_in(file, frame, month)
+    _note_ignored(part, "loan_panel", log)
     frame = _known_loans(frame, loans, log, file)
+    n_before = frame.height
     frame = in_order(frame, log, file)
+    if frame.height < n_before:
+        _one_history(part)
     frame = _derive_panel(frame, loans, log, file)
-    rules = [*contract_rules("loan_panel", frame.columns), *panel_rules()]
+    # the id is known to the tape and the scenario is ours: their rules have been applied
+    judged = [name for name in frame.columns if name not in ("loan_id", "scenario")]
+    rules = [*contract_rules("loan_panel", judged), *panel_rules(), *_AGREES]
     if options.as_of is not None:
         rules.append(known_by(options.as_of))
-    good = screen(frame, rules, log, file=file, table="loan_panel", month=month)
+    keep = ["_row", *columns("loan_panel")]
+    good = screen(frame, rules, log, file=file, table="loan_panel", month=month, keep=keep)
     good = nothing_after_end(good, log, file)
     _count_identity(good, log, file)
     return good.select(columns("loan_panel"))
 
 
+def _one_history(part: Part) -> None:
+    """Doubled loan-months may be several simulated histories in one file.
+
+    Raises:
+        IngestError: they are.
+    """
+    keys = [name for name in ("scenario", "macro_path_id") if name in part.columns]
+    frame = read_part(part, columns=keys).drop("_row") if keys else pl.DataFrame()
+    if any(frame[name].n_unique() > 1 for name in frame.columns):
+        raise IngestError(
+            "a delivery is one history",
+            expected="one scenario and macro path",
+            got="several",
+            where=where(part),
+        )
+
+
 def _known_loans(frame: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, file: str) -> pl.DataFrame:
-    """Bring the tape's facts to each row; rows whose loan is not on the good tape are refused."""
-    facts = loans.select(
-        "loan_id",
-        *(pl.col(name).alias(f"_{name}") for name in ("asset_class", "vintage_month", "original_balance")),
-    )
-    joined = frame.join(facts, on="loan_id", how="left", maintain_order="left")
-    stray = pl.col("_original_balance").is_null()
-    if joined["_original_balance"].null_count():
+    """Bring the tape's facts to each row; rows whose loan is not on the good tape are refused.
+
+    A panel that lists whole loans one after the other is joined by its runs of rows, not row by row.
+    """
+    facts = loans.select("loan_id", *(pl.col(name).alias(f"_{name}") for name in _FACTS))
+    run = frame.select((pl.col("loan_id") != pl.col("loan_id").shift(1)).fill_null(True)).to_series()
+    place = run.cum_sum() - 1
+    heads = frame.select("loan_id").filter(run).join(facts, on="loan_id", how="left", maintain_order="left")
+    lost = heads["_original_balance"].null_count()
+    joined = frame.with_columns(heads[f"_{name}"].gather(place) for name in _FACTS)
+    if lost:
+        stray = pl.col("_original_balance").is_null()
         log.refuse(
-            joined.filter(stray),
+            joined.filter(stray).drop([f"_{name}" for name in _FACTS]),
             file=file,
             table="loan_panel",
             column="loan_id",
@@ -223,13 +270,7 @@ def _known_loans(frame: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, file
 def _derive_panel(frame: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, file: str) -> pl.DataFrame:
     """Fill columns that follow from others, and say so."""
     have = set(frame.columns)
-    if {"scenario", "macro_path_id"} & have:
-        keys = [name for name in ("scenario", "macro_path_id") if name in have]
-        if frame.select(pl.struct(keys).n_unique()).item() > 1:
-            raise IngestError(
-                "a delivery is one history", expected="one scenario and macro path", got="several", where=file
-            )
-    for name in ("asset_class", "vintage_month", "original_balance"):
+    for name in _FACTS:
         if name not in have:
             frame = frame.with_columns(pl.col(f"_{name}").alias(name))
             log.note(file, name, "derived: from the tape")
@@ -286,13 +327,19 @@ def _cash_from_ledger(
 
 
 def _count_identity(panel: pl.DataFrame, log: QualityLog, file: str) -> None:
-    """Count rows that break: original - cumulative (principal + charge-off) = outstanding."""
-    gone = (pl.col("principal_paid") + pl.col("charge_off_amount")).cum_sum().over("loan_id")
-    gap = pl.col("original_balance") - gone - pl.col("outstanding_balance")
-    broken = panel.filter(gap.abs() > 0.01)
-    log.count("cash_identity_breaks", broken.height)
-    if broken.height:
-        log.note(file, "principal_paid", f"cash identity broken on {broken.height} rows, taken as delivered")
+    """Count rows that break: balance before (first row: original) - principal - charge-off = balance."""
+    loan, month = pl.col("loan_id"), pl.col("reporting_month")
+    first = (loan != loan.shift(1)).fill_null(True)
+    gone = pl.col("principal_paid") + pl.col("charge_off_amount")
+    before = pl.when(first).then(pl.col("original_balance")).otherwise(pl.col("outstanding_balance").shift(1))
+    broken = panel.select((before - gone - pl.col("outstanding_balance")).abs() > 0.01).to_series()
+    if broken.any():
+        apart = (month - month.shift(1)).dt.total_days() > 31  # a month is missing, or was refused
+        broken &= panel.select(first | ~apart).to_series()
+    n = int(broken.sum() or 0)
+    log.count("cash_identity_breaks", n)
+    if n:
+        log.note(file, "principal_paid", f"cash identity broken on {n} rows, taken as delivered")
 
 
 def _read_recoveries(parts: Sequence[Part], panel: pl.DataFrame, log: QualityLog) -> pl.DataFrame:

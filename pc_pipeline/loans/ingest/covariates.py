@@ -19,6 +19,7 @@ from typing import Any, Final
 import polars as pl
 
 from pc_pipeline.loans.frames import to_polars
+from pc_pipeline.loans.ingest.ledger import month_end_weekday
 
 INDEXED_CLASSES: Final = ("realestate",)
 
@@ -57,5 +58,5 @@ def add_covariates(panel: pl.DataFrame, loans: pl.DataFrame, macro: Any) -> pl.D
             "ltv_current"
         ),
         pl.coalesce("rate_incentive", pl.col("interest_rate") - pl.col("yield_10y")).alias("rate_incentive"),
-        pl.col("reporting_month").dt.month_end().dt.weekday().cast(pl.Int64).alias("month_end_weekday"),
+        month_end_weekday().alias("month_end_weekday"),
     ).select(panel.columns)

@@ -266,7 +266,7 @@ def _read_delimited(
             has_header=not headerless,
             schema=schema,
             columns=[list(schema).index(name) for name in wanted] if headerless else wanted,
-            null_values=list(NULL_WORDS),
+            null_values=list(NULL_WORDS) if types is None else None,
             quote_char=None if headerless else '"',
         )
     except pl.exceptions.ComputeError as error:

@@ -81,15 +81,13 @@ def in_order(frame: pl.DataFrame, log: QualityLog, file: str) -> pl.DataFrame:
     """Rows by loan and month, each loan-month once: the first delivered stays, later ones are refused."""
     month, loan = pl.col("reporting_month"), pl.col("loan_id")
     same = loan == loan.shift(1)
-    later = (loan > loan.shift(1)) | (same & (month > month.shift(1)))
-    if frame.select(later.fill_null(True).all()).item():
-        return frame
+    back = same & (month <= month.shift(1))
+    heads = frame.select(loan.filter(~same.fill_null(False))).to_series()
     if (
-        not frame.select((same & (month <= month.shift(1))).any()).item()
-        and frame["loan_id"].n_unique() == frame.select((~same).fill_null(True).sum()).item()
-    ):
-        return frame.sort("loan_id", "reporting_month", maintain_order=True)  # whole loans, in another order
-    log.count("rows_out_of_order", frame.select((~later).sum()).item() or 0)
+        not frame.select(back.any()).item() and heads.n_unique() == heads.len()
+    ):  # whole loans, one after the other
+        return frame if heads.is_sorted() else frame.sort("loan_id", "reporting_month", maintain_order=True)
+    log.count("rows_out_of_order", frame.select((back | (loan < loan.shift(1))).sum()).item() or 0)
     ordered = frame.sort("loan_id", "reporting_month", maintain_order=True)
     double = (same & (month == month.shift(1))).fill_null(False)
     marked = ordered.with_columns(double.alias("_double"))

@@ -188,7 +188,7 @@ def finish_panel(panel: pl.DataFrame, macro: pl.DataFrame | None = None) -> pl.D
     done = panel.with_columns(
         pl.lit(OBSERVED).alias("scenario"),
         pl.lit(0, pl.Int64).alias("macro_path_id"),
-        pl.col("reporting_month").dt.month_end().dt.weekday().cast(pl.Int64).alias("month_end_weekday"),
+        month_end_weekday().alias("month_end_weekday"),
     )
     if "ltv_current" not in done.columns:
         done = done.with_columns(pl.lit(None, pl.Float64).alias("ltv_current"))
@@ -200,6 +200,15 @@ def finish_panel(panel: pl.DataFrame, macro: pl.DataFrame | None = None) -> pl.D
     elif "rate_incentive" not in done.columns:
         done = done.with_columns(pl.lit(None, pl.Float64).alias("rate_incentive"))
     return done.select(columns("loan_panel"))
+
+
+def month_end_weekday() -> pl.Expr:
+    """Weekday of the last day of reporting_month (a first of month), Monday 1 .. Sunday 7."""
+    month = pl.col("reporting_month")
+    last = (
+        month.to_physical() + month.dt.days_in_month().cast(pl.Int32) - 1
+    )  # days since Thursday 1 January 1970
+    return ((last + 3) % 7 + 1).cast(pl.Int64)
 
 
 def _contract_payment() -> pl.Expr:

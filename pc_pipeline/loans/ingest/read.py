@@ -7,6 +7,7 @@ storing deliveries (`deliveries`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
@@ -101,6 +102,9 @@ def read_tape(
         macro=None if macro is None else to_polars(macro, ("month", "yield_10y"), "macro"),
     )
     log = QualityLog()
+    hashing = ThreadPoolExecutor(max_workers=1)
+    digest = hashing.submit(source_sha256, parts)  # beside the reading: hashing needs no interpreter
+    hashing.shutdown(wait=False)
     try:
         tables = chosen.read(parts, log, options)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -129,7 +133,7 @@ def read_tape(
         adapter=name,
         rule=chosen.rule,
         as_of=options.as_of or _last_month(tables.loans, tables.panel),
-        source_sha256=source_sha256(parts),
+        source_sha256=digest.result(),
         counts=dict(log.counts),
     )
 

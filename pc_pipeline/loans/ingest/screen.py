@@ -118,11 +118,6 @@ def panel_rules() -> list[Rule]:
     return [
         Rule(
             column="reporting_month",
-            reason="expected the first of a month",
-            good=pl.col("reporting_month").dt.day() == 1,
-        ),
-        Rule(
-            column="reporting_month",
             reason="dates out of order: reported before the loan existed",
             good=pl.col("reporting_month") >= pl.col("vintage_month"),
         ),
@@ -166,22 +161,28 @@ def screen(
     file: str,
     table: str,
     month: pl.Expr | None = None,
+    keep: Sequence[str] | None = None,
 ) -> pl.DataFrame:
-    """The rows that keep every rule; the others go to the log's quarantine with their first breach."""
+    """The rows that keep every rule; the others go to the log's quarantine with their first breach.
+
+    Args:
+        keep: columns to return; all when None.
+    """
+    kept_columns = list(frame.columns if keep is None else keep)
     if frame.is_empty() or not rules:
-        return frame
+        return frame.select(kept_columns)
     kept = frame.lazy().select(
         rule.good.fill_null(False).all().alias(str(number)) for number, rule in enumerate(rules)
     )
     broken = [rules[int(name)] for name, value in kept.collect().row(0, named=True).items() if not value]
     if not broken:
-        return frame
+        return frame.select(kept_columns)
     first = pl.coalesce(
         pl.when(~rule.good.fill_null(False)).then(pl.lit(number)) for number, rule in enumerate(broken)
     )
-    marked = frame.with_columns(first.alias("_rule"))
+    verdict = frame.select(first.alias("_rule")).to_series()
     numbers = list(range(len(broken)))
-    refused = marked.filter(pl.col("_rule").is_not_null())
+    refused = frame.with_columns(verdict).filter(verdict.is_not_null())
     log.refuse(
         refused,
         file=file,
@@ -194,4 +195,4 @@ def screen(
         ),
         month=month,
     )
-    return marked.filter(pl.col("_rule").is_null()).drop("_rule")
+    return frame.select(kept_columns).filter(verdict.is_null())
