@@ -60,7 +60,7 @@ def tiny(seed: int = 42) -> Recipe:
     return _recipe(
         "tiny",
         seed,
-        tape=TapeConfig(n_loans=300, n_months=36, n_vintages=6),
+        tape=TapeConfig(n_loans=300, n_months=36, n_vintages=6, n_paths=8),
         macro_paths=MacroPathsConfig(n_paths=8, n_months=36),
         macro_vae=MacroVAEStage(
             network=MacroVAEConfig(latent_dim=4, hidden_dim=16, n_layers=1, decoder_dim=8, seq_length=36),

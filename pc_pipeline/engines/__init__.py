@@ -1,1 +1,1 @@
-
+"""Engines: objects users hold (PortfolioAggregator, SimulationResults) and the chain as plain stages."""

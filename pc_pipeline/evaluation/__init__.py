@@ -1,1 +1,1 @@
-
+"""Evaluation: how good a model is, against challengers and against the truth."""

@@ -1,6 +1,7 @@
 """The pool at a cut-off: the tape plus where each living loan stands.
 
-Here: `pool_snapshot`. Not here: what happens next (`simulation`).
+Here: `pool_snapshot`, and `scheduled_pool` for a tape without history. Not here: what happens next
+(`simulation`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import polars as pl
 
 from pc_pipeline.core.errors import DataError
 from pc_pipeline.core.periods import month_index, month_index_expr
+from pc_pipeline.loans.amortisation import amortisation_schedule
 from pc_pipeline.loans.frames import to_polars
 from pc_pipeline.loans.panel_rows import panel_moves
 from pc_pipeline.schemas.tables import columns
@@ -54,6 +56,41 @@ def pool_snapshot(loans: Any, panel: Any = None, as_of: date | None = None) -> p
     if pool.is_empty():
         raise DataError("no loan is alive at the cut-off", got=as_of, where="pool")
     rest = [name for name in tape.columns if name != "loan_id"]
+    return pool.select(*columns("pool"), *rest)
+
+
+def scheduled_pool(loans: Any, as_of: date) -> pl.DataFrame:
+    """Table `pool` of a tape without history: every loan stands where its schedule says at `as_of`.
+
+    Loans that have matured by then, or are lent later, are not in the pool. All count as performing and never
+    late, which nobody has reported: say so where the figures are shown.
+
+    Raises:
+        DataError: no loan is alive at the cut-off.
+    """
+    tape = to_polars(loans, ["loan_id", "original_balance", "vintage_month", "term_months"], "loans")
+    age = pl.lit(month_index(as_of)) - month_index_expr("vintage_month")
+    alive = (
+        tape.drop(_POSITION, strict=False)
+        .with_columns(age.cast(pl.Int64).alias("age_months"))
+        .filter((pl.col("age_months") >= 0) & (pl.col("age_months") < pl.col("term_months")))
+    )
+    if alive.is_empty():
+        raise DataError("no loan is alive at the cut-off", expected="a loan before its maturity", got=as_of)
+    schedule = amortisation_schedule(
+        alive["original_balance"].to_numpy(),
+        alive["interest_rate"].to_numpy(),
+        alive["term_months"].to_numpy(),
+        alive["amortization_type"].to_numpy(),
+    )
+    paid_to = np.minimum(alive["age_months"].to_numpy(), schedule.shape[1] - 1)
+    pool = alive.with_columns(
+        pl.Series("current_balance", schedule[np.arange(alive.height), paid_to]),
+        pl.lit(0, dtype=pl.Int64).alias("loan_state"),
+        (pl.col("term_months") - pl.col("age_months")).cast(pl.Int64).alias("remaining_term_months"),
+        pl.lit(-1, dtype=pl.Int64).alias("months_since_miss"),
+    ).sort("loan_id")
+    rest = [name for name in tape.columns if name not in ("loan_id", *_POSITION)]
     return pool.select(*columns("pool"), *rest)
 
 

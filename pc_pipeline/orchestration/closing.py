@@ -11,14 +11,15 @@ from pc_pipeline.core.store import Store
 from pc_pipeline.engines import stages
 from pc_pipeline.reports.tables import print_report
 
-PRINTED = ("pool_report", "tranche_report", "quarantine", "data_quality")
+PRINTED = ("pool_report", "tranche_report")
 
 
 def print_report_and_next_steps(settings: Settings, console: Console | None = None) -> None:
     """Print the stored report's tables and what to do next."""
     console = console or Console(highlight=False)
     store = Store(settings.data_dir)
-    print_report(console, {name: store.read_table(name) for name in PRINTED if store.has_table(name)})
+    frames = {name: store.read_table(name) for name in PRINTED}
+    print_report(console, {**frames, "data_quality": stages.quality_summary(store)})
     console.print()
     for label, path in (
         ("report", store.report_path(stages.HTML_REPORT)),

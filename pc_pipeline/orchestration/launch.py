@@ -41,6 +41,7 @@ LONG_STEPS = (
     "simulations",
     "committee_report",
 )
+TRAINING_STAGES = 7
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -162,32 +163,25 @@ def run_chain(settings: Settings, request: RunRequest, instance: dg.DagsterInsta
     log_training_to(Console(stderr=True))
     get_recipe(settings.recipe, seed=settings.seed)  # refuse an unknown recipe before any work
     stages.check_deal(settings.deal)
+    for scenario in request.scenarios:
+        stages.find_scenario(store, scenario)
     prepare_instance(instance)
     add_scenarios(instance, request.scenarios)
     store.sweep()
-    history = [OBSERVED] if request.tape else []
-    inputs = history + ([] if request.tape else list(request.scenarios))
     launcher = Launcher(settings, instance)
-    launcher.n_stages = (
-        bool(request.tape)
-        + 1
-        + 2 * len(inputs)
-        + 7
-        + 3 * len(request.scenarios)
-        + 2
-        + (len(request.scenarios) if request.tape else 0)
-    )
     if request.tape:
-        add_scenarios(instance, [OBSERVED])
         launcher.execute("land_tape", run_config=landing_config(request))
     else:
         stages.forget_landing(store)
+    is_real, n_scenarios = stages.has_real_history(store), len(request.scenarios)
+    before_training = 1 + (2 + n_scenarios if is_real else 2 * n_scenarios)
+    launcher.n_stages = bool(request.tape) + before_training + TRAINING_STAGES + 2 * n_scenarios + 2
     launcher.execute("tape")
-    for scenario in inputs:
-        launcher.execute("scenario_inputs", scenario)
-    if request.tape:
-        for scenario in request.scenarios:
-            launcher.execute("scenario_macro", scenario)
+    if is_real:
+        add_scenarios(instance, [OBSERVED])
+        launcher.execute("scenario_inputs", OBSERVED)
+    for scenario in request.scenarios:
+        launcher.execute("scenario_macro" if is_real else "scenario_inputs", scenario)
     launcher.execute("training")
     simulate_all(launcher, request.scenarios, first_macro=False)
     launcher.execute("closing")

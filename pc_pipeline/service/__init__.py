@@ -1,1 +1,1 @@
-
+"""Reserved for the REST application."""

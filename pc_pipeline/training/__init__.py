@@ -1,1 +1,1 @@
-
+"""Training: one loop, a trainer per model, joint fine-tuning, calibration."""

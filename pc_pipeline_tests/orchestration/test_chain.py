@@ -13,7 +13,8 @@ from pc_pipeline.core.store import Store
 from pc_pipeline.models.checkpoint import read_card
 from pc_pipeline.orchestration.build import build_definitions
 from pc_pipeline.schemas.tables import failures
-from pc_pipeline_tests.orchestration.conftest import SCENARIOS
+from pc_pipeline.orchestration.launch import RunRequest, run_chain
+from pc_pipeline_tests.orchestration.conftest import SCENARIOS, settings_for
 
 PARTITIONED = ("macro_scenarios", "loan_panel", "recoveries", "simulations", "tranche_report", "pool_report")
 MODELS = ("macro_vae", "transition_transformer", "loan_trajectory", "markov_baseline", "joint_model")
@@ -43,7 +44,7 @@ def test_every_asset_is_recorded_with_rows_and_schema(chain: Store, instance: dg
 def test_all_blocking_checks_ran_and_passed(
     chain: Store, instance: dg.DagsterInstance, settings: Settings
 ) -> None:
-    keys = [key for key in build_definitions(settings).resolve_asset_graph().asset_check_keys]
+    keys = list(build_definitions(settings).resolve_asset_graph().asset_check_keys)
     records = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
     assert len(keys) > 12
     missing = [str(key) for key in keys if key not in records]
@@ -91,10 +92,9 @@ def test_severe_is_worse_than_baseline(chain: Store) -> None:
 
 
 @pytest.mark.slow
-def test_same_seed_same_bytes(chain: Store, instance: dg.DagsterInstance, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from pc_pipeline.orchestration.launch import RunRequest, run_chain
-    from pc_pipeline_tests.orchestration.conftest import settings_for
-
+def test_same_seed_same_bytes(
+    chain: Store, instance: dg.DagsterInstance, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     again = settings_for(tmp_path_factory.mktemp("again"))
     run_chain(again, RunRequest(scenarios=SCENARIOS), instance)
     other = Store(again.data_dir)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -10,21 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import yaml
 
 from pc_pipeline.core.errors import ConfigError, IngestError
 from pc_pipeline.core.periods import add_months, month_range
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.core.store import Store, replace_file
 from pc_pipeline.engines.stages.landing import Landing, claim_store, read_landing
+from pc_pipeline.engines.stages.scoring import ScoringSet, fresh_test_set, held_out_rows, learning_rows
 from pc_pipeline.loans.ingest import IngestResult, read_tape
 from pc_pipeline.loans.panel_generator import LoanBook
-from pc_pipeline.loans.pool import pool_snapshot
+from pc_pipeline.loans.pool import pool_snapshot, scheduled_pool
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
 from pc_pipeline.loans.transitions import transition_table
 from pc_pipeline.scenarios.calibration import calibrate
 from pc_pipeline.scenarios.definitions import ScenarioDefinition, load_scenarios, standard_scenario
 from pc_pipeline.scenarios.generator import MacroScenarioGenerator, macro_table
 from pc_pipeline.scenarios.history import MacroHistory, load_history
+from pc_pipeline.scenarios.supervisory import load_supervisory
 from pc_pipeline.schemas.states import LOAN_STATE_NAMES
 from pc_pipeline.schemas.tables import validate
 from pc_pipeline.schemas.units import (
@@ -49,6 +52,7 @@ class TapeConfig:
         n_months: panel months from the first vintage.
         n_vintages: months over which loans originate.
         start_month: first vintage, YYYY-MM.
+        n_paths: macro paths of each scenario that the loans are spread over.
         seed: of tape and panel.
     """
 
@@ -56,6 +60,7 @@ class TapeConfig:
     n_months: int = 60
     n_vintages: int = 12
     start_month: str = "2020-01"
+    n_paths: int = 32
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -144,6 +149,7 @@ def land(
             rows_in=rows_in,
             rows_quarantined=result.quarantine.height,
             history=str(found) if found else "",
+            has_history=result.panel.height > 0,
         ),
     )
     store.write_table("landing_loans", result.loans)
@@ -215,14 +221,21 @@ def keep_scenarios(store: Store, file: Path) -> list[str]:
     Raises:
         ConfigError: the file breaks the scenario contract or takes a standard name.
     """
-    definitions = load_scenarios(file)
+    definitions = _read_scenarios(file)
     taken = [d.name for d in definitions if canonical_scenario(d.name) in (*STANDARD_SCENARIOS, OBSERVED)]
     if taken:
         raise ConfigError("a custom scenario takes a reserved name", expected="another name", got=taken)
-    folder = _scenario_folder(store)
-    with replace_file(folder / f"{definitions[0].name}{file.suffix}") as temporary:
-        shutil.copyfile(file, temporary)
+    for definition in definitions:
+        with replace_file(_scenario_folder(store) / f"{definition.name}.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(definition.to_dict(), sort_keys=False))
     return [definition.name for definition in definitions]
+
+
+def _read_scenarios(path: Path) -> list[ScenarioDefinition]:
+    """Custom scenarios of a YAML file, or supervisory projections of a folder or CSV."""
+    if path.is_dir() or path.suffix.lower() == ".csv":
+        return load_supervisory(path)
+    return load_scenarios(path)
 
 
 def custom_scenarios(store: Store) -> dict[str, ScenarioDefinition]:
@@ -262,9 +275,9 @@ def macro_paths(store: Store, config: MacroPathsConfig, scenario: str, history: 
     start = add_months(landing.as_of_month, 1)
     assumptions = initial = None
     if real is not None:
-        past = real.frame.filter(pl.col("month") <= landing.as_of_month)
-        assumptions = calibrate(real)
-        initial = past.sort("month").tail(1).select(MACRO_NAMES).to_numpy()[0]
+        past = history_until(real, landing.as_of_month)
+        assumptions = calibrate(past)
+        initial = past.last_values()
     generator = MacroScenarioGenerator(
         n_months=config.n_months,
         start_date=start.isoformat(),
@@ -279,6 +292,16 @@ def macro_paths(store: Store, config: MacroPathsConfig, scenario: str, history: 
         else "generator, decided calibration"
     )
     return MacroPaths(table, named)
+
+
+def history_until(real: MacroHistory, as_of: date) -> MacroHistory:
+    """What was known of a history at a date; nothing later may shape a calibration."""
+    past = real.frame.filter(pl.col("month") <= as_of)
+    if past.is_empty():
+        raise ConfigError(
+            "macro history begins after the tape ends", expected=f"<= {as_of}", got=real.coverage
+        )
+    return dataclasses.replace(real, frame=past)
 
 
 def _observed_macro(store: Store, landing: Landing, real: MacroHistory | None) -> MacroPaths:
@@ -328,12 +351,31 @@ def macro_fan(paths: MacroPaths | pl.DataFrame) -> pl.DataFrame:
 # ---- loans -----------------------------------------------------------------------------------
 
 
+def _learning_config(store: Store, config: TapeConfig) -> TapeConfig:
+    """The generated tape, beginning where a landed tape without history ends."""
+    landing = read_landing(store)
+    if landing is None:
+        return config
+    return dataclasses.replace(config, start_month=f"{add_months(landing.as_of_month, 1):%Y-%m}")
+
+
+def has_real_history(store: Store) -> bool:
+    """Whether models learn from a real panel."""
+    landing = read_landing(store)
+    return landing is not None and landing.has_history
+
+
 def loan_tape(store: Store, config: TapeConfig) -> pl.DataFrame:
-    """Table `loan_tape`: the landed tape, or a generated one."""
-    if read_landing(store) is not None:
+    """Table `loan_tape`, the loans that models learn from: the landed tape, or a generated one.
+
+    A landed tape without history has nothing to learn from: its pool is simulated with models of
+    generated loans, and the report says so.
+    """
+    if has_real_history(store):
         return store.read_table("landing_loans")
-    claim_store(store, pool=f"generated {config}")
-    return config.generator().generate_static_features()
+    if read_landing(store) is None:
+        claim_store(store, pool=f"generated {config}")
+    return _learning_config(store, config).generator().generate_static_features()
 
 
 def loan_panel(
@@ -343,7 +385,7 @@ def loan_panel(
 
     A real pool has one history: partition 'observed' holds it, the scenarios' partitions are empty.
     """
-    if read_landing(store) is not None:
+    if has_real_history(store):
         panel, recoveries = store.read_table("landing_panel"), store.read_table("landing_recoveries")
         return (
             PanelTables(panel, recoveries)
@@ -352,19 +394,20 @@ def loan_panel(
         )
     if scenario == OBSERVED:
         raise ConfigError("a generated pool has no observed history", expected="a landed tape", got="none")
-    book: LoanBook = config.generator().generate_scenario(macro)
+    lived = macro.filter(pl.col("macro_path_id") < config.n_paths)
+    book: LoanBook = _learning_config(store, config).generator().generate_scenario(lived)
     if not book.loans["loan_id"].equals(tape["loan_id"]):
         raise ConfigError("tape and panel come from different recipes", expected="the stored tape's loans")
     return PanelTables(book.panel, book.recoveries)
 
 
 def transitions(panel: pl.DataFrame, tape: pl.DataFrame) -> pl.DataFrame:
-    """Table `transitions`.
+    """Table `transitions`: moves of the loans that may be learned from (`scoring.learning_rows`).
 
     Raises:
         ConfigError: the panel shows no move at all, so that nothing can be learned from it.
     """
-    table = transition_table(panel, tape)
+    table = transition_table(learning_rows(panel), tape)
     if table.is_empty():
         raise ConfigError(
             "the panel shows no monthly move",
@@ -390,8 +433,27 @@ def pool(store: Store, tape: pl.DataFrame) -> pl.DataFrame:
     landing = read_landing(store)
     if landing is None:
         return pool_snapshot(tape)
-    panel = store.read_table("landing_panel")
-    return pool_snapshot(tape, panel if panel.height else None, as_of=landing.as_of_month)
+    if not landing.has_history:
+        return scheduled_pool(store.read_table("landing_loans"), landing.as_of_month)
+    return pool_snapshot(tape, store.read_table("landing_panel"), as_of=landing.as_of_month)
+
+
+def scoring_set(
+    store: Store,
+    tape_config: TapeConfig,
+    macro_config: MacroPathsConfig,
+    panel: pl.DataFrame,
+    tape: pl.DataFrame,
+    macro: pl.DataFrame,
+) -> ScoringSet:
+    """Loans that no model has seen: fresh ones of the generated world, or a real tape's held-out ones."""
+    if has_real_history(store):
+        held = held_out_rows(panel)
+        return ScoringSet(panel=held, loans=tape, macro=macro.filter(pl.col("scenario") == OBSERVED))
+    fresh = dataclasses.replace(macro_config, n_paths=8, seed=derive_seed(macro_config.seed, "test") % 2**31)
+    paths = pl.concat([macro_paths(store, fresh, name).frame for name in STANDARD_SCENARIOS])
+    generator = _learning_config(store, tape_config).generator()
+    return fresh_test_set(generator, paths, n_loans=min(tape_config.n_loans, 1000))
 
 
 def tape_profile(tape: pl.DataFrame) -> pl.DataFrame:

@@ -44,6 +44,7 @@ class Landing:
         as_of: last reported month (ISO date).
         rows_in, rows_quarantined: counts over tape and panel.
         history: path of the real macro history used with it, '' for none.
+        has_history: whether a monthly panel came with the tape.
     """
 
     source: str
@@ -54,6 +55,7 @@ class Landing:
     rows_in: int
     rows_quarantined: int
     history: str
+    has_history: bool
 
     @property
     def as_of_month(self) -> date:

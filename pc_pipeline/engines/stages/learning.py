@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,13 @@ import polars as pl
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.core.store import Store
 from pc_pipeline.engines.aggregator import PortfolioAggregator
+from pc_pipeline.engines.stages.scoring import (
+    ScoringSet,
+    before_and_after,
+    learning_rows,
+    model_scores_on,
+)
+from pc_pipeline.evaluation.scoring import COLUMNS
 from pc_pipeline.loans.features import cohort_table
 from pc_pipeline.loans.trajectories import prepare_trajectories
 from pc_pipeline.models.checkpoint import read_card
@@ -123,6 +131,12 @@ def _as_scores(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"measure": name, "value": value} for name, value in metrics.items()]
 
 
+def lived_paths(macro: pl.DataFrame, lived: pl.DataFrame) -> pl.DataFrame:
+    """The macro paths that loans of a panel (or counts of it) lived through."""
+    keys = ["scenario", "macro_path_id"]
+    return macro.join(lived.select(keys).unique(), on=keys, how="semi")
+
+
 def train_macro_vae(stage: MacroVAEStage, macro: pl.DataFrame, device: str) -> Trained:
     """Train the VAE on the paths of all scenarios but the observed one."""
     paths = macro.filter(pl.col("scenario") != OBSERVED)
@@ -151,11 +165,12 @@ def train_transition_transformer(
         network = dataclasses.replace(network, moves="observable")
     model = TransitionTransformer(network).to(device)
     trainer = TransitionTrainer(model, lr=stage.training.lr, config=stage.training)
-    used = macro.join(
-        transitions.select("scenario", "macro_path_id").unique(), on=["scenario", "macro_path_id"], how="semi"
-    )
     history = trainer.fit(
-        cohorts, transitions, used, epochs=stage.training.epochs, batch_size=stage.training.batch_size
+        cohorts,
+        transitions,
+        lived_paths(macro, transitions),
+        epochs=stage.training.epochs,
+        batch_size=stage.training.batch_size,
     )
     card = _card(history, stage.training)
     return Trained(
@@ -174,7 +189,7 @@ def train_loan_trajectory(
     device: str,
 ) -> Trained:
     """Train the loan model on histories beside the rows of their cohorts."""
-    trajectories = prepare_trajectories(panel, tape, macro)
+    trajectories = prepare_trajectories(learning_rows(panel), tape, lived_paths(macro, panel))
     transition_model = cohort_models["transition_transformer"][0].to(device)
     model = LoanTrajectoryModel(stage.network).to(device)
     trainer = TrajectoryTrainer(model, lr=stage.training.lr, config=stage.training)
@@ -197,7 +212,7 @@ def train_loan_trajectory(
 def fit_markov_baseline(panel: pl.DataFrame, tape: pl.DataFrame) -> Trained:
     """Fit the class x maturity Markov table."""
     model = MarkovTransitionModel(by=("asset_class", "is_final"))
-    model.fit(panel, tape)
+    model.fit(learning_rows(panel), tape)
     matrix = model.transition_matrix
     scores = [
         {
@@ -219,8 +234,12 @@ class LearningTables:
     pool: pl.DataFrame
 
 
-def fine_tune(stage: JointStage, models: Models, tables: LearningTables, deal: Deal, device: str) -> Trained:
-    """Fine-tune the three networks together and compile the loan model for this pool."""
+def fine_tune(
+    stage: JointStage, models: Models, tables: LearningTables, deal: Deal, test: ScoringSet, device: str
+) -> Trained:
+    """Fine-tune the three networks together, score them, and compile the loan model for this pool."""
+    panel = learning_rows(tables.panel)
+    before = {name: copy.deepcopy(models[name][0]) for name in NETWORKS}
     vae, transitions, trajectory = (models[name][0] for name in NETWORKS)
     trainer = EndToEndTrainer(
         vae.to(device),
@@ -233,18 +252,23 @@ def fine_tune(stage: JointStage, models: Models, tables: LearningTables, deal: D
     )
     history = trainer.fit(
         tables.loans,
-        tables.panel,
+        panel,
         target_loss_rate=None,
         epochs=stage.training.epochs,
-        macro_data=tables.macro,
+        macro_data=lived_paths(tables.macro, panel),
     )
     for network in (vae, transitions, trajectory):
         network.cpu().eval()
     compiled = compile_loans(stage, models, tables)
+    learned = prepare_trajectories(panel, tables.loans, lived_paths(tables.macro, panel))
+    scores = model_scores_on(
+        test, learned, before_and_after(before, {name: models[name][0] for name in NETWORKS})
+    )
     card = _card(history, stage.training, before=history["before"], after=history["after"])
     joint = {name: (model, _merged(old, card)) for name, (model, old) in models.items()}
+    joint["loan_trajectory"] = (trajectory, joint["loan_trajectory"][1] | {"scores": scores})
     joint["loan_residual"] = (compiled.model, {"metrics": compiled.distance})
-    return Trained(models=joint, history=history, scores=_before_after(history))
+    return Trained(models=joint, history=history, scores=scores)
 
 
 def _merged(old: Mapping[str, Any], joint: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,11 +276,6 @@ def _merged(old: Mapping[str, Any], joint: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("data_fingerprint", "metrics", "seeds", "training", "notes")
     card = {name: old[name] for name in kept if name in old}
     return card | {"joint": {name: joint[name] for name in ("metrics", "training", "before", "after")}}
-
-
-def _before_after(history: Mapping[str, Any]) -> list[dict[str, Any]]:
-    before, after = history["before"], history["after"]
-    return [{"measure": name, "before": before[name], "after": after[name]} for name in before]
 
 
 def compile_loans(stage: JointStage, models: Models, tables: LearningTables) -> CompiledLoans:
@@ -294,7 +313,8 @@ def has_trained_models(store: Store) -> bool:
 
 def model_scores(store: Store) -> list[dict[str, Any]]:
     """The scoring table on the joint model's card."""
-    return list(read_card(store.model_folder(JOINT_FOLDER) / "loan_trajectory").get("scores", []))
+    rows = read_card(store.model_folder(JOINT_FOLDER) / "loan_trajectory").get("scores", [])
+    return [{name: row[name] for name in COLUMNS} for row in rows]
 
 
 def beats_markov(scores: Sequence[Mapping[str, Any]]) -> bool:

@@ -7,7 +7,7 @@ import polars as pl
 
 from pc_pipeline.engines import stages
 from pc_pipeline.orchestration.assets.common import HEAVY_TAGS, OWNERS, as_markdown, plot_metadata
-from pc_pipeline.orchestration.resources import ComputeResource, SettingsResource
+from pc_pipeline.orchestration.resources import ComputeResource, SettingsResource, StoreResource
 from pc_pipeline.reports import model_plots
 
 Models = dict[str, tuple[Any, dict[str, Any]]]
@@ -97,17 +97,23 @@ def joint_model(
     loan_tape: pl.DataFrame,
     macro_scenarios: pl.DataFrame,
     pool: pl.DataFrame,
+    store: StoreResource,
     settings: SettingsResource,
     compute: ComputeResource,
 ) -> dg.Output[Models]:
     models = {**macro_vae, **transition_transformer, **loan_trajectory, **markov_baseline}
+    recipe = settings.load()
+    test = stages.scoring_set(
+        store.store, recipe.tape, recipe.macro_paths, loan_panel, loan_tape, macro_scenarios
+    )
     tables = stages.LearningTables(panel=loan_panel, loans=loan_tape, macro=macro_scenarios, pool=pool)
     return _output(
         stages.fine_tune(
-            settings.load().joint,
+            recipe.joint,
             models,
             tables,
-            stages.find_deal(settings.deal, settings.deals_dir, loan_tape),
+            stages.find_deal(settings.deal, settings.deals_dir, pool),
+            test,
             compute.resolve(),
         )
     )
