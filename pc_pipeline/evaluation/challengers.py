@@ -109,7 +109,9 @@ class MultinomialLogistic:
         chosen = rows.take(kept)
         weight = np.where(quiet[kept], 1.0 / share, 1.0)
         x = design(chosen)
-        self._scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
+        sd = x.std(axis=0)
+        # A column that never varied in training says nothing; infinite sd silences it.
+        self._scale = x.mean(axis=0), np.where(sd > 1e-6, sd, np.inf)
         x = (x - self._scale[0]) / self._scale[1]
         self._weights = {
             state: self._fit_state(x[at], chosen.happened[at], weight[at])

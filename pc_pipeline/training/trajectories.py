@@ -37,7 +37,7 @@ from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.loop import run_training
 
 _VALUE_SAMPLE: Final = 512  # living loan-months per batch whose payment ratio is learned from
-HISTORY_FEATURES: Final = ("last_ratio", "met_3", "met_12", "largest_3", "balance_share")
+HISTORY_FEATURES: Final = ("last_ratio", "met_3", "met_12", "largest_3", "arrears", "balance_share")
 _HELD_OUT_SHARE: Final = 1 / 8
 _HIDDEN_SHARE: Final = 1 / 3
 _VALUE_WEIGHT: Final = 0.01  # of the value loss in early stopping
@@ -140,10 +140,11 @@ def model_features(model: LoanTrajectoryModel, loans: Any) -> Tensor:
 
 
 def observed_history(trajectories: Trajectories) -> np.ndarray:
-    """(N,T,5) what payments told by the end of the month before each column; NaN where nothing was seen.
+    """(N,T,6) what payments told by the end of the month before each column; NaN where nothing was seen.
 
     `HISTORY_FEATURES`: last payment over instalment; the share of each instalment met (at most 1), mean of
-    3 and of 12 months; the largest of 3 months; balance over that at the start.
+    3 and of 12 months; the largest of 3 months; instalments owed since the record begins (shortfalls add,
+    excess pays back, never below 0); balance over that at the start.
     """
     ratio = np.where(trajectories.mask, trajectories.payment_ratio, np.nan).astype(np.float64)
     ratio = np.clip(ratio, 0.0, 3.0)
@@ -158,8 +159,12 @@ def observed_history(trajectories: Trajectories) -> np.ndarray:
     largest = np.fmax(before, np.fmax(_lag(before, 1), _lag(before, 2)))
     means = [_window(total, w) / np.maximum(_window(known.astype(float), w), 1.0) for w in (3, 12)]
     means = [np.where(known, mean, np.nan) for mean in means]
+    arrears, owing = np.full_like(before, np.nan), np.zeros(count)
+    for month in range(1, months):
+        owing = np.maximum(owing + 1.0 - np.nan_to_num(before[:, month], nan=1.0), 0.0)
+        arrears[:, month] = np.where(known[:, month], np.minimum(owing, 6.0), np.nan)
     owed = balance / np.maximum(trajectories.initial_balance, 0.01)[:, None]
-    return np.stack([before, *means, largest, owed], axis=-1).astype(np.float32)
+    return np.stack([before, *means, largest, arrears, owed], axis=-1).astype(np.float32)
 
 
 def _lag(values: np.ndarray, months: int) -> np.ndarray:

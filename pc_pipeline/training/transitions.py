@@ -354,7 +354,7 @@ def stated_macro_effect(config: LawConfig | None = None) -> Tensor:
     return torch.from_numpy(effect).flatten(1, 2)
 
 
-def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int = 40) -> float:
+def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int = 25) -> float:
     """Maximum a posteriori level, season and (unless anchored) macro term, before the network learns.
 
     The additive part alone is a multinomial logit over (path, class, month), so it is convex and L-BFGS

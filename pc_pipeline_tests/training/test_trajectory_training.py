@@ -113,17 +113,18 @@ def test_observed_history_by_hand(book) -> None:
     mask = np.zeros_like(trajectories.mask)
     mask[:, :4] = True
     history = observed_history(dataclasses.replace(trajectories, payment_ratio=ratio, mask=mask))
-    assert np.isnan(history[0, 0, :4]).all()
+    assert np.isnan(history[0, 0, :5]).all()
     assert history[0, 1, :4].tolist() == [1.0, 1.0, 1.0, 1.0]
     assert history[0, 2, :2].tolist() == [0.0, 0.5]
     assert history[0, 3, :4].tolist() == pytest.approx([2.0, 2 / 3, 2 / 3, 2.0])
-    assert history[0, 0, 4] == 1.0
+    assert history[0, 1:4, 4].tolist() == [0.0, 1.0, 0.0]
+    assert history[0, 0, 5] == 1.0
 
 
 def test_training_on_observed_history_leaves_a_model_that_works_without(book) -> None:
     _, _, trajectories, _ = book
     torch.manual_seed(0)
-    model = LoanTrajectoryModel(dataclasses.replace(SIZE, n_history_features=5))
+    model = LoanTrajectoryModel(dataclasses.replace(SIZE, n_history_features=6))
     seen = observed_history(trajectories)
     TrajectoryTrainer(model, lr=5e-3, config=ONE_THREAD).fit(
         trajectories=trajectories, epochs=2, batch_size=64, history=seen
