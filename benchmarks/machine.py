@@ -35,7 +35,7 @@ def machine_line() -> str:
 def write_result(folder: Path, name: str, text: str) -> Path:
     """Write and print a dated note."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{datetime.now(UTC):%Y-%m-%d}-{name}.md"
+    path = folder / f"{name}_{datetime.now(UTC):%Y-%m-%d}.md"
     path.write_text(text, encoding="utf-8")
     print(text)
     return path

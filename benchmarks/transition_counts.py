@@ -2,8 +2,8 @@
 
     python benchmarks/transition_counts.py [--full] [--out benchmarks/results]
 
-Three ways count the same panel, in memory as a contiguous polars frame: `extract_transitions`; a bare DuckDB window
-query (lag over loan and path, months adjacent; no rule for duplicates or origination); the same query over
+Three ways count the same panel, a contiguous polars frame in memory: `extract_transitions`; a bare DuckDB
+window query (lag over loan and path, months adjacent; no rule for duplicates or origination); the same over
 integer loan codes, DuckDB at its best. Checked first: the compiled pass equals `transition_table`, the full
 query in DuckDB, on the smallest size. Interleaved A B C rounds, median of the ratios. DuckDB uses all cores.
 """
