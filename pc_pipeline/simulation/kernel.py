@@ -11,9 +11,9 @@ A loan's weights for month t are
 with P's `matured` column folded into `prepaid`; from the final month on w[0] + w[5] becomes `matured`.
 
 Most loan-months stay performing and pay one instalment. Those are handled branch-free: a month of a block is
-one pass that draws, one that compares and sets a bit for each lane that leaves, one that adds up the cash of
-the lanes that stay. Only set bits (moves, delinquent lanes, final months) are visited one by one. Each path is
-summed by one thread in a fixed order of blocks, so the bits do not depend on threads or batches.
+one pass that draws, one that compares and sets a bit for each lane that leaves, one that adds up the cash
+of the lanes that stay. Only set bits (moves, delinquent lanes, final months) are visited one by one. Each
+path is summed by one thread in a fixed order of blocks, so the bits do not depend on threads or batches.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from pc_pipeline.simulation.history import IN_STATE_FROM, SINCE_MISS_FROM
-from pc_pipeline.simulation.lanes import LANES, NEVER, Lanes
+from pc_pipeline.simulation.lanes import LANES, Lanes
 from pc_pipeline.simulation.pool import DUE_AT_CUTOFF
 from pc_pipeline.simulation.rng import MOVE, SEVERITY, UNIT, block_word, philox, uniform
 
@@ -62,7 +62,11 @@ def new_scratch(n_months: int) -> Scratch:
         np.empty((4, LANES), np.float32),
         np.empty((6, LANES), np.float32),
         np.empty(LANES, np.float64),
-        *(np.empty(LANES, np.int32) for _ in range(5)),
+        np.empty(LANES, np.int32),
+        np.empty(LANES, np.int32),
+        np.empty(LANES, np.int32),
+        np.empty(LANES, np.int32),
+        np.empty(LANES, np.int32),
         leaves,
         leaves.view(np.uint64),
         np.zeros(n_months + SINCE_MISS_FROM[-1] + 2, np.uint64),
@@ -70,13 +74,16 @@ def new_scratch(n_months: int) -> Scratch:
 
 
 @intrinsic
-def lowest_bit(typing_context: Any, bits: Any) -> Any:
+def _lowest_bit(typing_context: Any, bits: Any) -> Any:
     """Place of the lowest set bit of a uint64 that is not zero."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), emit
+
+
+lowest_bit: Any = _lowest_bit
 
 
 @njit(inline="always")
@@ -116,7 +123,7 @@ def choose(w0: Any, w1: Any, w2: Any, w3: Any, w4: Any, w5: Any, u: Any, final: 
 
 @njit(inline="always")
 def rate_in(lanes: Any, b: Any, i: Any, index_PT: Any, p: Any, column: Any) -> Any:
-    """Monthly rate of the instalment that leads out of a schedule column; arrears of old at month 0's index."""
+    """Monthly rate of the instalment that leads out of a column; arrears of old at month 0's index."""
     index = index_PT[p, max(column - DUE_AT_CUTOFF, 0)]
     return max(lanes.rate_BL[b, i] + lanes.floating_BL[b, i] * index, 0.0)
 
@@ -244,13 +251,13 @@ def run_block(
                 w3 *= lanes.residual_BHJL[b, held, 3, i]
                 w4 *= lanes.residual_BHJL[b, held, 4, i]
                 w5 *= lanes.residual_BHJL[b, held, 5, i]
-            final = np.int64(lanes.final_BL[b, i])
+            final = int(lanes.final_BL[b, i])
             new = choose(w0, w1, w2, w3, w4, w5, work.u_4L[slot, i], t >= final)
             if new == 0 and not was_late:
                 continue
             # One arithmetic for every move, so that only rare ones branch: pay up to `target`, and what a
             # prepayment leaves of the balance is ahead of schedule.
-            due = min(t, final) + DUE_AT_CUTOFF + 1
+            due: int = min(t, final) + DUE_AT_CUTOFF + 1
             paid = np.int64(work.paid_L[i]) if was_late else column - 1
             target = max(paid, due - (new if new < 3 else 0))
             target = paid if new == 3 or new == 4 else target
@@ -274,12 +281,11 @@ def run_block(
             alive &= ~(np.uint64(ended) << np.uint64(i))
             late = (late & ~bit) | (np.uint64(is_late) << np.uint64(i))
             cured |= np.uint64(new == 0) << np.uint64(i)
-            if use_residual:
-                if new == 0:
-                    work.miss_L[i] = t - 1
-                    take_class(lanes, work, b, i, 1)
-                    for n in range(1, _N_SINCE):
-                        work.change_T[t + _SINCE[n]] |= bit
+            if use_residual and new == 0:
+                work.miss_L[i] = t - 1
+                take_class(lanes, work, b, i, 1)
+                for n in range(1, _N_SINCE):
+                    work.change_T[t + _SINCE[n]] |= bit
         index = index_PT[p, t]
         interest = 0.0
         principal = 0.0

@@ -31,7 +31,8 @@ class Lanes(NamedTuple):
         start_weight_BJL: the residual row of each lane's class at the cut-off.
         final_BT: bits of the lanes whose final month is or lies before a month.
         change_BT: bits of performing lanes whose months-since-miss class changes, by month.
-        alive_B, late_B: bits of the living and of the delinquent lanes at the cut-off; on_BL: 1.0 where performing.
+        alive_B, late_B: bits of the living and of the delinquent lanes at the cut-off.
+        on_BL: 1.0 where performing.
         others: one value per lane; see `PoolArrays`; rates are monthly.
     """
 

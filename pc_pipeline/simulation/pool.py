@@ -170,6 +170,12 @@ def uniform_severity(lower: np.ndarray, upper: np.ndarray, n_quantiles: int = 33
     return np.linspace(lower, upper, n_quantiles, axis=1)
 
 
+def mean_severity(pool: PoolArrays) -> np.ndarray:
+    """(G,) exact mean of the piecewise linear quantile tables."""
+    table = pool.severity_GQ
+    return (table[:, 1:] + table[:, :-1]).mean(axis=1) / 2.0
+
+
 DEFAULT_SEVERITY = uniform_severity(np.array([0.30, 0.60, 0.15, 0.20]), np.array([0.60, 0.90, 0.40, 0.50]))
 DEFAULT_RECOVERY_LAG = 12
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pc_pipeline.simulation.history import HISTORY_STATE, N_HISTORY, advance, history_class
-from pc_pipeline.simulation.pool import DUE_AT_CUTOFF, PoolArrays
+from pc_pipeline.simulation.pool import DUE_AT_CUTOFF, PoolArrays, mean_severity
 from pc_pipeline.simulation.rng import MOVE, SEVERITY, uniforms
 
 Uniforms = Callable[[int, int], np.ndarray]  # (month, purpose) -> (L,)
@@ -79,11 +79,14 @@ class Ledger:
     def interest(self, target_L: np.ndarray, moving_L: np.ndarray, on_balance: bool) -> float:
         """Interest of instalments (paid, target], each on its opening balance or all on today's balance."""
         pool, total, balance = self.pool, 0.0, self.balance()
-        first = self.paid_L[moving_L].min(initial=pool.schedule_LW.shape[1])
-        for column in range(first, target_L[moving_L].max(initial=0)):
-            pays = moving_L & (self.paid_L <= column) & (column < target_L)
-            rate = np.maximum(pool.rate_L + pool.is_floating_L * self.index_W[column], 0.0) / 12.0
-            total += float((rate * (balance if on_balance else pool.schedule_LW[:, column]))[pays].sum())
+        column = self.paid_L.copy()
+        rows = np.flatnonzero(moving_L & (column < target_L))
+        while rows.size:
+            at = column[rows]
+            rate = np.maximum(pool.rate_L[rows] + pool.is_floating_L[rows] * self.index_W[at], 0.0) / 12.0
+            total += float((rate * (balance[rows] if on_balance else pool.schedule_LW[rows, at])).sum())
+            column[rows] += 1
+            rows = rows[column[rows] < target_L[rows]]
         return total
 
     def settle(self, month: int, state_L: np.ndarray, new_L: np.ndarray, severity_L: np.ndarray) -> None:
@@ -177,12 +180,6 @@ def cash_of_states(
         ledger.settle(month, state, new, losses)
         state = new
     return ledger.sell(state, losses)
-
-
-def mean_severity(pool: PoolArrays) -> np.ndarray:
-    """(G,) exact mean of the piecewise linear quantile tables."""
-    table = pool.severity_GQ
-    return (table[:, 1:] + table[:, :-1]).mean(axis=1) / 2.0
 
 
 def expected_cash(
