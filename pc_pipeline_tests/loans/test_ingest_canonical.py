@@ -10,10 +10,13 @@ from typing import Any
 import openpyxl
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pc_pipeline.core.errors import IngestError
 from pc_pipeline.loans.ingest import read_tape, recognise
 from pc_pipeline.schemas.tables import failures
+from pc_pipeline_tests.loans.ingest_checks import assert_contract
 
 LOANS = pl.DataFrame(
     {
@@ -244,3 +247,46 @@ class TestFailsWhole:
     def test_all_bad(self, tmp_path: Path) -> None:
         LOANS.with_columns(original_balance=pl.lit(-1.0)).write_csv(tmp_path / "loans.csv")
         self.fails(tmp_path / "loans.csv", "no loan of the delivery is good")
+
+
+MONTHS = st.lists(st.tuples(st.integers(0, 3), st.floats(0, 3_000, allow_nan=False)), min_size=1, max_size=14)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    histories=st.lists(MONTHS, min_size=1, max_size=3),
+    end=st.sampled_from([None, 4, 5]),
+    start=st.integers(1, 6),
+)
+def test_any_history_balances_to_the_cent(
+    tmp_path: Path, histories: list[list[tuple[int, float]]], end: int | None, start: int
+) -> None:
+    rows = []
+    for loan, months in zip("abc", histories, strict=False):
+        for k, (state, balance) in enumerate(months):
+            last = k == len(months) - 1 and end is not None
+            month = dt.date(2023 + (start + k) // 12, (start + k) % 12 + 1, 1)
+            rows.append((loan, month, end if last else state, 0.0 if last else round(balance, 2)))
+    names = ["loan_id", "reporting_month", "loan_state", "outstanding_balance"]
+    panel = pl.DataFrame(rows, schema=names, orient="row")
+    tape = LOANS.with_columns(original_balance=pl.lit(3_000.0), origination_date=pl.lit(dt.date(2023, 1, 1)))
+    place = tmp_path / "d"
+    for old in place.glob("*"):
+        old.unlink()
+    result = read_tape(folder(place, tape, panel))
+    assert_contract(result)
+    assert result.panel.height + result.quarantine.height == panel.height
+
+
+def test_workbook_numbers_as_identifiers(tmp_path: Path) -> None:
+    for ids, fine in (([1001, 1002, 1003], True), ([10**18 + 1, 10**18 + 2, 10**18 + 3], False)):
+        book = openpyxl.Workbook()
+        book.active.append(LOANS.columns)
+        for number, row in zip(ids, LOANS.iter_rows(), strict=True):
+            book.active.append([number, *row[1:]])
+        book.save(tmp_path / "pool.xlsx")
+        if fine:
+            assert read_tape(tmp_path / "pool.xlsx").loans["loan_id"].to_list() == ["1001", "1002", "1003"]
+        else:  # a workbook keeps 15 digits: these are no longer the identifiers they were
+            with pytest.raises(IngestError, match="rounded to floating-point"):
+                read_tape(tmp_path / "pool.xlsx")

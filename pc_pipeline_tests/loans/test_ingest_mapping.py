@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from pc_pipeline.core.errors import IngestError
-from pc_pipeline.loans.ingest import draft_mapping, read_tape
+from pc_pipeline.loans.ingest import ADAPTERS, draft_mapping, read_tape
 from pc_pipeline.loans.ingest.draft import likeness
 from pc_pipeline_tests.loans.ingest_checks import assert_contract
 from pc_pipeline_tests.shared_data import shared_path
@@ -153,3 +153,34 @@ def test_small_business_loans_through_a_mapping(tmp_path: Path) -> None:
     assert_contract(result)
     assert result.loans.height + result.quarantine.height == 815
     assert result.loans["maturity_date"].null_count() == 0
+
+
+def test_the_documented_mapping_works(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "methods" / "ingest.md").read_text(
+        encoding="utf-8"
+    )
+    (tmp_path / "map.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "book.csv").write_text(
+        "AccountNo,Opened,Years,AmountK,APR,Margin,Product\n7,15.01.2023,2,12,7.2,0.02,CRE\n"
+    )
+    (data / "months.csv").write_text(
+        "AccountNo,Period,DaysLate,Balance\n7,02/2023,0,11500\n7,03/2023,35,11500\n"
+    )
+    result = read_tape(data, mapping=tmp_path / "map.yaml")
+    assert_contract(result)
+    assert result.loans.select("interest_rate", "spread_bps", "original_balance").row(0) == (
+        pytest.approx(0.072),
+        200.0,
+        12_000.0,
+    )
+    assert result.panel["loan_state"].to_list() == [0, 1]
+
+
+def test_the_documented_adapters_are_all_there() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "methods" / "ingest.md").read_text(
+        encoding="utf-8"
+    )
+    named = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert sorted(named) == sorted(ADAPTERS)

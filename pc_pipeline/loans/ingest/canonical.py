@@ -24,7 +24,7 @@ from pc_pipeline.loans.ingest.adapter import (
     table_types,
 )
 from pc_pipeline.loans.ingest.files import Part, read_part, where
-from pc_pipeline.loans.ingest.history import in_order, nothing_after_end
+from pc_pipeline.loans.ingest.history import count_rises, in_order, nothing_after_end
 from pc_pipeline.loans.ingest.result import QualityLog
 from pc_pipeline.loans.ingest.screen import Rule, contract_rules, known_by, panel_rules, screen, tape_rules
 from pc_pipeline.schemas.states import LoanState
@@ -68,6 +68,7 @@ _AGREES: Final = (
         good=(pl.col("original_balance") - pl.col("_original_balance")).abs() <= CENT,
     ),
 )
+_CORE: Final = ("actual_payment", "interest_paid", "principal_paid", "charge_off_amount")
 _BORROWER: Final = {
     "corporate": "corporate",
     "consumer": "consumer",
@@ -297,16 +298,23 @@ def _derive_panel(frame: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, fil
 def _cash_from_ledger(
     frame: pl.DataFrame, loans: pl.DataFrame, missing: Sequence[str], log: QualityLog, file: str
 ) -> pl.DataFrame:
-    """Missing cash columns worked out from balances and whatever cash was delivered."""
+    """Missing cash columns worked out from balances and whatever cash was delivered.
+
+    Where principal, interest, payment or charge-off is missing the four come from the ledger together, and
+    the balance with them.
+    """
     present = [name for name in table_types("loan_panel") if name in frame.columns]
+    rules = [rule for rule in panel_rules() if rule.column in ("reporting_month", "outstanding_balance")]
+    month = pl.col("reporting_month")
     clean = screen(
         frame,
-        contract_rules("loan_panel", present),
+        [*contract_rules("loan_panel", present), *rules],
         log,
         file=file,
         table="loan_panel",
-        month=pl.col("reporting_month"),
+        month=month,
     )
+    clean = nothing_after_end(clean, log, file)
 
     def given(name: str) -> pl.Expr:
         return pl.col(name) if name in clean.columns else pl.lit(None, pl.Float64)
@@ -321,9 +329,18 @@ def _cash_from_ledger(
         given("recovery_amount").alias("recovery"),
     )
     built = ledger.build_panel(observed, loans)
+    taken = list(missing)
+    if set(_CORE) & set(missing):
+        count_rises(observed, log, file)
+        taken = list(dict.fromkeys([*missing, *_CORE, "loss_amount", "outstanding_balance"]))
+    elif "loss_amount" in missing:
+        loss = pl.col("charge_off_amount") - (
+            given("recovery_amount") if "recovery_amount" in present else 0.0
+        )
+        built = built.with_columns(clean.select(loss.round(2).alias("loss_amount")))
     for name in missing:
         log.note(file, name, "derived: the ledger of balances")
-    return clean.with_columns(built.select(missing))
+    return clean.with_columns(built.select(taken))
 
 
 def _count_identity(panel: pl.DataFrame, log: QualityLog, file: str) -> None:

@@ -20,6 +20,7 @@ from pc_pipeline.core.errors import IngestError
 
 MAX_UNPACKED: Final = 512 * 2**20
 MAX_RATIO: Final = 200
+EXACT: Final = 1e15
 MAX_MEMBERS: Final = 2_000
 _CHUNK: Final = 1 << 20
 _FORMULA: Final = re.compile(rb"<(?:\w+:)?f[ >/]")
@@ -114,4 +115,9 @@ def read_sheet(file: Path, sheet: str) -> pl.DataFrame:
         frame = fastexcel.read_excel(file).load_sheet(sheet, schema_sample_rows=None).to_polars()
     except fastexcel.FastExcelError as error:
         raise IngestError("the sheet cannot be read", got=str(error), where=f"{file.name}:{sheet}") from None
+    # a workbook keeps numbers as floats; whole ones of at most 15 digits it keeps exactly
+    floats = [name for name, kind in frame.schema.items() if kind.is_float()]
+    whole = frame.select(((pl.col(floats) == pl.col(floats).round()) & (pl.col(floats).abs() < EXACT)).all())
+    exact = [name for name, is_whole in whole.row(0, named=True).items() if is_whole] if floats else []
+    frame = frame.with_columns(pl.col(exact).cast(pl.Int64, strict=False))
     return frame.rename({name: name.strip() for name in frame.columns if name != name.strip()})
