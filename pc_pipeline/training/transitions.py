@@ -39,6 +39,7 @@ from pc_pipeline.training.loop import run_training
 _HOLD_OUT: Final = 5  # every fifth path, or the last fifth of the months
 _GROUP_CELLS: Final = 16
 _MANY_MONTHS: Final = 60
+_IMPOSSIBLE: Final = -1e4  # a logit whose probability is 0 in float32, yet finite against a count of 0
 _SMOOTHING: Final = 0.5  # moves added to each possible cell when the level is first set
 _PRIOR_SD: Final = {"level": 3.0, "shared": 0.5, "own": 0.1, "month": 0.3, "weekday": 0.3}  # logits
 # A month of the year seen on one path in few years cannot be told from those months' own noise.
@@ -379,7 +380,7 @@ def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int 
 
     plain, final = by_class(data.plain), by_class(data.final)
     z = model.macro_scale(data.macro)
-    level = model.base.detach().flatten(1)
+    level = model.base.detach().clone().flatten(1)
     free = {
         name: torch.zeros(shape, device=z.device, requires_grad=True)
         for name, shape in {
@@ -392,7 +393,7 @@ def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int 
     }
     anchored = bool(model.macro_anchored)
     prior_sd = _PRIOR_SD | ({"month": _MONTH_SD_FEW_YEARS} if anchored and months < _MANY_MONTHS else {})
-    stated = model.macro_effect.detach()
+    stated = model.macro_effect.detach().clone()
     n_moves = max(data.n_moves, 1.0)
 
     def objective() -> Tensor:
@@ -402,7 +403,8 @@ def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int 
             month = free["month"] - free["month"].mean(0)
             weekday = free["weekday"] - free["weekday"].mean(0)
             logits = logits + month[data.calendar[:, 0]] + weekday[data.calendar[:, 1]]
-        nats = moves_nats(model.normalise(logits), plain, final)
+        rows = logits.unflatten(-1, (N_LIVING, N_STATES)).masked_fill(~model.allowed, _IMPOSSIBLE)
+        nats = moves_nats(rows.log_softmax(-1), plain, final)
         prior = sum((0.5 / prior_sd[name] ** 2) * (value**2).sum() for name, value in free.items())
         return (nats + prior) / n_moves
 
@@ -426,12 +428,11 @@ def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int 
         return float(objective())
 
 
-def moves_nats(rows: Tensor, plain: Tensor, final: Tensor) -> Tensor:
-    """- sum n log P: (..., 4, 7) probabilities against counts before, and in or after, the final month."""
-    tiny = torch.finfo(rows.dtype).tiny
-    paid_up = rows[..., LoanState.performing] + rows[..., LoanState.prepaid]
-    ended = torch.cat([rows[..., : LoanState.matured], paid_up[..., None]], dim=-1)
-    return -(plain * rows.clamp(min=tiny).log()).sum() - (final * ended.clamp(min=tiny).log()).sum()
+def moves_nats(log_rows: Tensor, plain: Tensor, final: Tensor) -> Tensor:
+    """- sum n log P: (..., 4, 7) log-probabilities against counts before, and from, the final month."""
+    paid_up = torch.logaddexp(log_rows[..., LoanState.performing], log_rows[..., LoanState.prepaid])
+    others = (final[..., : LoanState.matured] * log_rows[..., : LoanState.matured]).sum()
+    return -(plain * log_rows).sum() - others - (final[..., LoanState.matured] * paid_up).sum()
 
 
 def split(data: TransitionData) -> tuple[TransitionData, TransitionData]:
@@ -461,7 +462,8 @@ def negative_log_likelihood(model: TransitionTransformer, data: TransitionData) 
     rows = model.pair_rows(
         data.cohorts[data.cohort_of], data.macro[used], path_of, data.calendar, data.age0[data.cohort_of]
     )
-    return moves_nats(rows, data.plain, data.final)
+    log_rows = rows.clamp(min=torch.finfo(rows.dtype).tiny).log()
+    return moves_nats(log_rows, data.plain, data.final)
 
 
 def log_loss(model: TransitionTransformer, data: TransitionData, batch_size: int = 512) -> float:
