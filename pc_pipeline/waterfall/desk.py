@@ -34,8 +34,25 @@ from pc_pipeline.waterfall.pricing import (
     yield_from_price,
 )
 
+CENT = 0.0051
+LOWEST_YIELD = -11.0  # nominal, monthly: below this nearly all is lost and durations mean nothing
 SHIFT = 0.0025  # of index and yield, for effective durations
-_ALIASES = {"principal": "scheduled_principal", "delinquent_balance": "delinquent", "recoveries": "recovery"}
+_ALIASES = {
+    "principal": "scheduled_principal",
+    "scheduled": "scheduled_principal",
+    "prepaid": "prepaid_principal",
+    "prepayment": "prepaid_principal",
+    "prepayments": "prepaid_principal",
+    "default": "defaulted_balance",
+    "defaults": "defaulted_balance",
+    "defaulted": "defaulted_balance",
+    "charge_offs": "defaulted_balance",
+    "recoveries": "recovery",
+    "delinquent_balance": "delinquent",
+    "date": "month",
+    "reporting_month": "month",
+    "ending_pool_balance": "pool_balance",
+}
 
 
 def deal_check(path: str | Path) -> dict[str, Any]:
@@ -82,13 +99,17 @@ def read_table(path: str | Path) -> pl.DataFrame:
 
 
 def read_collections(
-    path: str | Path, deal: Deal
+    path: str | Path, deal: Deal, opening_pool: float | None = None
 ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Collections by month from a CSV file.
 
     Columns: interest, scheduled_principal (or principal), prepaid_principal, defaulted_balance, recovery;
     optionally month, other_interest, other_principal, delinquent, ysoc, and a column per index, named as in
-    the deal. Missing channels are zero.
+    the deal. Missing channels are zero. A column pool_balance (after the month) instead of
+    defaulted_balance: what the pool fell by without principal was charged off.
+
+    Args:
+        opening_pool: pool before the first month, for pool_balance; default the deal's.
 
     Returns:
         (T, 5) cash, extras by name, index rates by name.
@@ -99,11 +120,12 @@ def read_collections(
     frame = read_table(path)
     indices = {name.lower(): name for name in make_plan(deal, 1.0, 1).indices}
     cash, extra, index = np.zeros((frame.height, 5)), {}, {}
-    seen = 0
+    seen, ending = 0, None
     for column in frame.columns:
-        name = _ALIASES.get(column.lower(), column.lower())
-        if name in ("month", "date", "period"):
-            if name != "period":
+        plain = column.lower().replace(" ", "_").replace("-", "_")
+        name = _ALIASES.get(plain, plain)
+        if name in ("month", "period"):
+            if name == "month":
                 _check_months(frame[column], path)
             continue
         values = _numbers(frame[column], path)
@@ -111,8 +133,10 @@ def read_collections(
             cash[:, CASH_CHANNELS.index(name)], seen = values, seen + 1
         elif name in EXTRAS:
             extra[name] = values
-        elif name in indices:
-            index[indices[name]] = values
+        elif name == "pool_balance":
+            ending = values
+        elif column.lower() in indices:
+            index[indices[column.lower()]] = values
         elif name == "index":
             index |= dict.fromkeys(indices.values(), values)
         else:
@@ -122,7 +146,24 @@ def read_collections(
         raise DataError(
             "no collections in the file", expected=", ".join(CASH_CHANNELS), got=frame.columns, where=path
         )
+    if ending is not None and not cash[:, 3].any():
+        opening = opening_pool or deal.collateral.balance or deal.collateral.pool_balance
+        cash[:, 3] = _charged_off(ending, cash, opening, path)
     return cash, extra, index
+
+
+def _charged_off(ending: np.ndarray, cash: np.ndarray, opening: float | None, path: str | Path) -> np.ndarray:
+    if opening is None:
+        raise DataError("pool_balance in the file needs the pool before the first month", where=path)
+    gone = -np.diff(np.concatenate([[opening], ending])) - cash[:, 1] - cash[:, 2]
+    if (gone < -CENT).any():
+        row = int(np.argmin(gone))
+        raise DataError(
+            "the pool fell by less than its principal",
+            got=f"{gone[row]:,.2f}",
+            where=f"{path}, row {row + 1}",
+        )
+    return np.maximum(gone, 0.0)
 
 
 def _numbers(series: pl.Series, path: str | Path) -> np.ndarray:
@@ -170,7 +211,7 @@ def run_deal_json(
         DealError, DataError: see `load_deal`, `read_collections`, `run_waterfall`.
     """
     terms = deal if isinstance(deal, Deal) else load_deal(deal)
-    cash, extra, index = read_collections(collections_csv, terms)
+    cash, extra, index = read_collections(collections_csv, terms, terms.collateral.balance or pool_balance)
     index = _fill_index(terms, index, index_rate, len(cash))
     result = run_waterfall(cash, terms, pool_balance=pool_balance, index_rate_PT=index, extra_PT=extra)
     return as_json(result, index, price=price)
@@ -261,15 +302,16 @@ def _add_effective(
     for n, name in enumerate(result.tranche_names):
         figures = classes[name]
         rate, face = figures.get("yield_percent"), figures["opening_balance"]
-        if rate is None or not face > 0:
+        if rate is None or not face > 0 or rate / 100.0 - SHIFT <= LOWEST_YIELD:
             continue
 
         def price(shift: float, place: int = n, at: float = rate / 100.0, face: float = face) -> float:
             run = shifted.get(shift, result)
             return float(price_from_yield(np.asarray(run.cash)[0, :, place], times, at + shift, face))
 
-        figures["effective_duration"] = _number(effective_duration(price, SHIFT))
-        figures["effective_convexity"] = _number(effective_convexity(price, SHIFT))
+        with np.errstate(all="ignore"):  # a yield near -100 % overflows: reported as null
+            figures["effective_duration"] = _number(effective_duration(price, SHIFT))
+            figures["effective_convexity"] = _number(effective_convexity(price, SHIFT))
 
 
 def scale_pool(deal: Deal, balance: float) -> Deal:
@@ -423,12 +465,13 @@ def _priced(
         "yield_percent": _number(100 * rate),
         "yield_reason": reason,
     }
-    if math.isfinite(rate):
-        figures["macaulay_duration"] = _number(macaulay_duration(flows, times, rate))
-        figures["modified_duration"] = _number(modified_duration(flows, times, rate))
-        figures["convexity"] = _number(convexity(flows, times, rate))
-    if at_yield is not None:
-        figures["price_at_yield"] = _number(100 * price_from_yield(flows, times, at_yield, face))
+    with np.errstate(all="ignore"):  # a yield near -100 % overflows: reported as null
+        if math.isfinite(rate) and rate > LOWEST_YIELD:
+            figures["macaulay_duration"] = _number(macaulay_duration(flows, times, rate))
+            figures["modified_duration"] = _number(modified_duration(flows, times, rate))
+            figures["convexity"] = _number(convexity(flows, times, rate))
+        if at_yield is not None:
+            figures["price_at_yield"] = _number(100 * price_from_yield(flows, times, at_yield, face))
     return figures
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from pc_pipeline.core.errors import DataError
 from pc_pipeline.waterfall.engine import WaterfallResult, _plain
 
+GREATEST_GROWTH = 700.0  # log of 1 + r: what a float64 can hold
 LOSS_TOLERANCE = 1e-6  # share of the original balance below which nothing was lost
-IRR_LOWEST, IRR_HIGHEST = -1.0 + 1e-13, 1e6  # per period, as 1 + r
 _GRID = np.concatenate(
     [np.logspace(-13, -2, 45), np.linspace(0.02, 3.0, 300), np.logspace(np.log10(3.02), 6, 40)]
 )
@@ -101,7 +101,7 @@ def _conventional(values: np.ndarray, periods: np.ndarray) -> np.ndarray:
         weights = np.exp(exponent - top[:, None])
         total = weights.sum(axis=1)
         step = (top + np.log(total) - goal) * total / (weights @ times)
-        growth = growth + step
+        growth = np.minimum(growth + step, GREATEST_GROWTH)
         if np.all(np.abs(step) < 1e-14 * (1.0 + np.abs(growth))):
             break
     return np.expm1(growth)

@@ -26,7 +26,25 @@ from pc_pipeline.waterfall.rates import (
     smm_from_abs,
 )
 
+LONGEST_TERM = 1200  # months
+LARGEST_BALANCE = 1e15
 CONVENTIONS = ("bma", "default_first")
+LINE_ALIASES = {
+    "current_balance": "balance",
+    "outstanding_balance": "balance",
+    "interest_rate": "rate",
+    "coupon": "rate",
+    "wac": "rate",
+    "term_months": "original_term",
+    "original_term_months": "original_term",
+    "remaining_term_months": "remaining_term",
+    "remaining_months": "remaining_term",
+    "wam": "remaining_term",
+    "age_months": "age",
+    "seasoning": "age",
+    "wala": "age",
+    "amortization_term_months": "amortization_term",
+}
 LINE_COLUMNS = ("balance", "rate", "original_term", "remaining_term", "age")
 
 
@@ -128,17 +146,22 @@ class PoolLines:
             values = getattr(self, name)
             if values.shape != self.balance.shape or not np.isfinite(values).all() or (values < 0).any():
                 raise DataError(f"pool lines: {name} must be finite and not negative", got=values)
+        if (self.balance > LARGEST_BALANCE).any():
+            raise DataError("pool lines: balance is out of range", expected=f"at most {LARGEST_BALANCE:g}")
         if (self.rate > 1).any():
             raise DataError(
                 "pool lines: rate looks like percent", expected="decimal per year", got=self.rate.max()
             )
-        if (self.remaining_term < 1).any() or not len(self.balance):
-            raise DataError("pool lines: remaining_term is at least one month", got=self.remaining_term)
+        terms = self.remaining_term
+        if not len(self.balance) or (terms < 1).any() or (terms > LONGEST_TERM).any():
+            raise DataError(
+                "pool lines: remaining_term is out of range", expected=f"1..{LONGEST_TERM} months", got=terms
+            )
 
 
 def pool_lines(frame: Any) -> PoolLines:
     """Rep lines from a table with balance, rate, remaining_term and optionally original_term, age,
-    amortization_term.
+    amortization_term; usual other names (`LINE_ALIASES`) are known.
 
     Args:
         frame: polars or pandas.
@@ -147,7 +170,8 @@ def pool_lines(frame: Any) -> PoolLines:
         DataError: a column is missing or not a number.
     """
     table = nw.from_native(frame, eager_only=True)
-    names = {name.strip().lower(): name for name in table.columns}
+    plain = {name: name.strip().lower().replace(" ", "_").replace("-", "_") for name in table.columns}
+    names = {LINE_ALIASES.get(known, known): name for name, known in plain.items()}
 
     def column(name: str, otherwise: np.ndarray | None = None) -> np.ndarray:
         if name in names:
@@ -161,7 +185,10 @@ def pool_lines(frame: Any) -> PoolLines:
             )
         return otherwise
 
-    remaining = column("remaining_term")
+    if "remaining_term" not in names and {"original_term", "age"} <= set(names):
+        remaining = column("original_term") - column("age")
+    else:
+        remaining = column("remaining_term")
     age = column("age", column("original_term", remaining) - remaining)
     return PoolLines(
         balance=column("balance"),

@@ -86,6 +86,17 @@ def test_run_given_collections(tmp_path: Path) -> None:
     assert first["tests"]["oc_Senior"] == {"ratio": pytest.approx(999000 / 7e5), "passed": True}
 
 
+def test_charge_offs_follow_from_pool_balances(tmp_path: Path) -> None:
+    """1,000,000 - 10,000 - 2,000 - 987,500 = 500 charged off."""
+    path = tmp_path / "c.csv"
+    path.write_text("Interest,Scheduled Principal,Prepayments,Ending Pool Balance\n8000,10000,2000,987500\n")
+    answer = run_deal_json(DEALS / "clo_four_tranche.yaml", path, pool_balance=1e6)
+    assert answer["payments"][0]["tests"]["oc_Senior"]["ratio"] == pytest.approx(999500 / 7e5)
+    path.write_text("interest,principal,pool_balance\n8000,10000,995000\n")
+    with pytest.raises(DataError, match="less than its principal"):
+        run_deal_json(DEALS / "clo_four_tranche.yaml", path, pool_balance=1e6)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
