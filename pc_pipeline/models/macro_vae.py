@@ -52,7 +52,7 @@ from pc_pipeline.schemas.units import (
 
 NOISE_BLOCK: Final = 1024  # samples per random stream: sample k has the same noise whatever is drawn with it
 EDGE: Final = 1e-3  # share of its range that a value keeps from its bounds before the logit
-_KNOT_MONTHS: Final = 2
+_KNOT_MONTHS: Final = 1
 _EMBEDDING: Final = 8
 _LOG_2PI: Final = math.log(2 * math.pi)
 
@@ -105,7 +105,7 @@ class MacroVAEConfig:
 
 
 def spline_basis(n_months: int) -> np.ndarray:
-    """(T, G) cubic B-splines with a knot every two months; the identity for very short paths."""
+    """(T, G) cubic B-splines, a knot every month (training smooths them); the identity for very short paths."""
     if n_months <= 4:
         return np.eye(n_months)
     n_pieces = max(1, round((n_months - 1) / _KNOT_MONTHS))

@@ -205,7 +205,11 @@ def warm_start(model: MacroVAE, paths: torch.Tensor, labels: torch.Tensor) -> li
     is_few = any(int((labels == code).sum()) < FEW_PATHS for code in present)
     for code in range(model.config.n_scenarios):
         rows = y[labels == code] if code in present else y
-        model.centre_SGM[code] = _fit_knots(model, rows.mean(0), _ROUGHNESS if is_few else _FREE)
+        model.centre_SGM[code] = (
+            _fit_knots(model, rows.mean(0), _ROUGHNESS)
+            if is_few
+            else _fit_smoothest(model, rows[::2].mean(0), rows[1::2].mean(0))
+        )
         model.is_trained_S[code] = code in present
     if is_few:
         _anchor(model, y, labels)
@@ -217,24 +221,24 @@ def warm_start(model: MacroVAE, paths: torch.Tensor, labels: torch.Tensor) -> li
 
 
 def _fit_likeliest(model: MacroVAE, paths: torch.Tensor, labels: torch.Tensor, present: list[int]) -> None:
-    """Try the ways to set scales on half of the paths, keep the one that makes the other half likeliest.
+    """Try the ways to set scales on most paths, keep the one that makes the rest likeliest.
 
     Scales come from the spread across paths (right when dispersion is stationary around a moving scale)
     or from innovations (right when paths start together and fan out), then smoothed over time.
     """
     y = model.to_scaled(paths)
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    half = torch.arange(len(paths), device=paths.device) % 2 == 0
+    kept = torch.arange(len(paths), device=paths.device) % 5 != 0
     found = []
-    for from_innovations, roughness in ((False, _FREE), (True, _ROUGHNESS)):
+    for from_innovations in (False, True):
         model.load_state_dict(start)
-        _fit_dynamics(model, y[half], labels[half], present, from_innovations, roughness)
-        eps, log_det = model.innovations(paths[~half], labels[~half])
+        _fit_dynamics(model, y[kept], labels[kept], present, from_innovations)
+        eps, log_det = model.innovations(paths[~kept], labels[~kept])
         nll = float((0.5 * eps.square().sum((1, 2)) + log_det).mean())
-        found.append((nll, from_innovations, roughness))
+        found.append((nll, from_innovations))
     model.load_state_dict(start)
-    _, from_innovations, roughness = min(found)
-    _fit_dynamics(model, y, labels, present, from_innovations, roughness)
+    _, from_innovations = min(found)
+    _fit_dynamics(model, y, labels, present, from_innovations)
 
 
 def _fit_knots(model: MacroVAE, target_TM: torch.Tensor, roughness: float) -> torch.Tensor:
@@ -246,13 +250,28 @@ def _fit_knots(model: MacroVAE, target_TM: torch.Tensor, roughness: float) -> to
     return torch.linalg.solve(normal, basis.T @ target_TM.double()).to(target_TM.dtype)
 
 
+def _fit_smoothest(model: MacroVAE, first_TM: torch.Tensor, second_TM: torch.Tensor) -> torch.Tensor:
+    """(G, M) coefficients of the mean of two half-sample curves; each series as smooth as suits it.
+
+    Smoothness is chosen by how well the fit of one half predicts the other (eq. (7) of
+    docs/methods/macro_vae.md).
+    """
+    errors, fits = [], []
+    for roughness in (_FREE, 0.3, 3.0, _ROUGHNESS):
+        halves = [_fit_knots(model, half, roughness) for half in (first_TM, second_TM)]
+        across = (model.knots_TG @ halves[0] - second_TM).square().sum(0)
+        errors.append(across + (model.knots_TG @ halves[1] - first_TM).square().sum(0))
+        fits.append(0.5 * (halves[0] + halves[1]))
+    best = torch.stack(errors).argmin(0)
+    return torch.stack(fits)[best, :, torch.arange(N_MACRO, device=best.device)].T
+
+
 def _fit_dynamics(
     model: MacroVAE,
     y: torch.Tensor,
     labels: torch.Tensor,
     present: list[int],
     from_innovations: bool,
-    roughness: float,
 ) -> None:
     """Scales, Phi by regression, factors from residuals; scales and Phi alternate when they depend."""
     for _ in range(3 if from_innovations else 1):
@@ -267,8 +286,15 @@ def _fit_dynamics(
             moving = torch.cat([residual[:, :1], residual], dim=1)  # month 0 has no innovation of its own
         overall = moving.std((0, 1)).clamp(min=_MIN_SCALE)
         for code in present:
-            spread = moving[labels == code].square().mean(0).sqrt().clamp(min=_MIN_SCALE) / overall
-            model.log_scale_SGM[code] += _fit_knots(model, torch.log(spread), roughness)
+            rows = moving[labels == code].square() / overall**2
+            halves = [
+                torch.log(half.mean(0).clamp(min=_MIN_SCALE**2)) / 2 for half in (rows[::2], rows[1::2])
+            ]
+            model.log_scale_SGM[code] += (
+                _fit_knots(model, torch.log(rows.mean(0).clamp(min=_MIN_SCALE**2)) / 2, _ROUGHNESS)
+                if from_innovations
+                else _fit_smoothest(model, halves[0], halves[1])
+            )
     centre, sigma = model.centre_and_scale(labels, y.shape[1])
     u = (y - centre) / sigma
     model.phi_MM.copy_(_regress(u))

@@ -73,7 +73,7 @@ def test_trained_paths_have_the_moments_of_the_data() -> None:
     """Means, sds, lag-1 autocorrelation and shock correlation of generated paths against fresh truth."""
     model = fresh()
     paths, labels = known_table(400)
-    history = MacroVAETrainer(model).fit(paths, labels, epochs=4, batch_size=128)
+    history = MacroVAETrainer(model).fit(paths, labels, epochs=2, batch_size=128)
     assert history["val_loss"][-1] < history["val_loss"][0]
     assert history["notes"] == []
     for code in (0, 1):
@@ -94,8 +94,8 @@ def test_trained_paths_have_the_moments_of_the_data() -> None:
 
 def test_the_encoder_closes_the_gap_and_the_latent_is_used() -> None:
     model = fresh()
-    paths, labels = known_table(300)
-    history = MacroVAETrainer(model, lr=5e-3).fit(paths, labels, epochs=15, batch_size=64)
+    paths, labels = known_table(200)
+    history = MacroVAETrainer(model, lr=1e-2).fit(paths, labels, epochs=10, batch_size=64)
     per_latent = history["kl"] * MONTHS * N_MACRO / SMALL.latent_dim
     assert per_latent > 0.5  # nats; the true posterior has -log sqrt(1 - rho^2) = 1.16
     assert history["gap"] < 0.1
