@@ -105,7 +105,7 @@ class MacroVAEConfig:
 
 
 def spline_basis(n_months: int) -> np.ndarray:
-    """(T, G) cubic B-splines, a knot every month (training smooths them); the identity for very short paths."""
+    """(T, G) cubic B-splines, a knot every month (training smooths them); the identity for short paths."""
     if n_months <= 4:
         return np.eye(n_months)
     n_pieces = max(1, round((n_months - 1) / _KNOT_MONTHS))
