@@ -1,6 +1,6 @@
 """A process that delivers new tapes to one store without end, to be killed: see test_ingest_deliveries.
 
-    python deliver_forever.py STORE SOURCE FIRST_NUMBER
+python deliver_forever.py STORE SOURCE FIRST_NUMBER
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import math
 import random
 import signal
@@ -227,3 +228,14 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kill_fifty_times(tmp_path: Path) -> None:
     _kill_and_check(tmp_path, rounds=50)
+
+
+def test_two_processes_do_not_deliver_at_once(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    tape = pool(tmp_path / "d1", FIRST)
+    deliver(store, tape)
+    with (store.root / "landing" / "pool" / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match="another process is delivering"):
+            deliver(store, pool(tmp_path / "d2", SECOND))
+    assert deliver(store, tmp_path / "d2").is_new

