@@ -80,7 +80,7 @@ class LogisticConfig:
         seed: of that sample.
     """
 
-    ridge: float = 1.0
+    ridge: float = 10.0
     steps: int = 60
     max_rows: int = 200_000
     seed: int = 0
