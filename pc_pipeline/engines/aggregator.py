@@ -260,11 +260,14 @@ class PortfolioAggregator(nn.Module):
             scenario_mix: name -> share; shares sum to 1. None: baseline alone. 'severe' is accepted.
             n_months: horizon.
             seed: of everything drawn here.
+            reference_month: as in `simulate`; the trained `trajectory_model` knows its own.
 
         Raises:
             ConfigError: the mix does not sum to 1. SimulationError: see `simulation.monte_carlo`.
         """
         pool = _as_pool(loans_df)
+        if reference_month is None:
+            reference_month = int(getattr(trajectory_model, "reference_month", 0)) or None
         mix = check_mix(scenario_mix)
         macro = draw_macro(macro_vae, mix, n_simulations, n_months, derive_seed(seed, "macro"))
         if compiled is None and trajectory_model is not None:
