@@ -6,7 +6,42 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-_EXPORTS: dict[str, str] = {}
+_EXPORTS: dict[str, str] = {
+    "Deal": "pc_pipeline.waterfall.deal",
+    "EndToEndTrainer": "pc_pipeline.training.joint",
+    "LoanTapeGenerator": "pc_pipeline.loans.tape_generator",
+    "LoanTrajectoryModel": "pc_pipeline.models.loan_trajectory",
+    "MacroScenarioGenerator": "pc_pipeline.scenarios.generator",
+    "MacroVAE": "pc_pipeline.models.macro_vae",
+    "MacroVAEConfig": "pc_pipeline.models.macro_vae",
+    "MacroVAETrainer": "pc_pipeline.training.macro_vae",
+    "MarkovTransitionModel": "pc_pipeline.models.markov",
+    "PcError": "pc_pipeline.core.errors",
+    "PortfolioAggregator": "pc_pipeline.engines.aggregator",
+    "ScenarioDefinition": "pc_pipeline.scenarios.definitions",
+    "SimulationResults": "pc_pipeline.engines.results",
+    "Store": "pc_pipeline.core.store",
+    "TrainConfig": "pc_pipeline.training.config",
+    "TrajectoryConfig": "pc_pipeline.models.loan_trajectory",
+    "TrajectoryTrainer": "pc_pipeline.training.trajectories",
+    "TrancheResult": "pc_pipeline.engines.results",
+    "TransitionConfig": "pc_pipeline.models.transition_transformer",
+    "TransitionTrainer": "pc_pipeline.training.transitions",
+    "TransitionTransformer": "pc_pipeline.models.transition_transformer",
+    "WaterfallConfig": "pc_pipeline.waterfall.config",
+    "calibrate": "pc_pipeline.scenarios.calibration",
+    "extract_transitions": "pc_pipeline.loans.transitions",
+    "load_deal": "pc_pipeline.waterfall.deal",
+    "load_history": "pc_pipeline.scenarios.history",
+    "load_model": "pc_pipeline.models.checkpoint",
+    "load_scenarios": "pc_pipeline.scenarios.definitions",
+    "pool_snapshot": "pc_pipeline.loans.pool",
+    "prepare_trajectories": "pc_pipeline.loans.trajectories",
+    "read_tape": "pc_pipeline.loans.ingest",
+    "run_waterfall": "pc_pipeline.waterfall.engine",
+    "save_model": "pc_pipeline.models.checkpoint",
+    "true_transition_probabilities": "pc_pipeline.loans.truth",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -42,7 +42,6 @@ tape_job = dg.define_asset_job("tape", _assets("loan_tape"), description="The lo
 scenario_inputs = dg.define_asset_job(
     "scenario_inputs",
     _assets(*SCENARIO_INPUTS),
-    partitions_def=SCENARIOS,
     description="Macro paths and loan panel of one scenario.",
 )
 training_job = dg.define_asset_job(
@@ -51,23 +50,20 @@ training_job = dg.define_asset_job(
 scenario_results = dg.define_asset_job(
     "scenario_results",
     _assets("macro_scenarios", *SCENARIO_RESULTS),
-    partitions_def=SCENARIOS,
     description="Simulate one scenario with the trained models and report its tranches. Backfill me.",
 )
 scenario_macro = dg.define_asset_job(
-    "scenario_macro", _assets("macro_scenarios"), partitions_def=SCENARIOS, description="Macro paths only."
+    "scenario_macro", _assets("macro_scenarios"), description="Macro paths only."
 )
 scenario_simulation = dg.define_asset_job(
     "scenario_simulation",
     _assets(*SCENARIO_RESULTS),
-    partitions_def=SCENARIOS,
     description="Simulation and report of one scenario whose macro paths are there.",
 )
 closing_job = dg.define_asset_job("closing", _assets(*CLOSING), description="Committee report and warehouse.")
 ingest_and_retrain = dg.define_asset_job(
     "ingest_and_retrain",
     _assets("landing", "loan_tape", *SCENARIO_INPUTS, *TRAINING),
-    partitions_def=SCENARIOS,
     description="A new tape: land it, rebuild the observed panel, retrain everything.",
 )
 JOBS = [

@@ -420,7 +420,8 @@ def as_definition(scenario: str | ScenarioDefinition) -> ScenarioDefinition:
 
 
 def load_scenarios(path: str | Path) -> list[ScenarioDefinition]:
-    """Custom scenarios of a YAML (or JSON) file: a list, or a mapping with the list under `scenarios`.
+    """Custom scenarios of a YAML (or JSON) file: one, a list, or a mapping with the list under
+    `scenarios`.
 
     A scenario may give `path_file: file.csv` (relative to the YAML) instead of `path`: a CSV or Parquet table
     whose columns are named like our series, one row per month from month 0.
@@ -436,11 +437,13 @@ def load_scenarios(path: str | Path) -> list[ScenarioDefinition]:
         raise ConfigError(
             "scenario file cannot be read", expected="YAML text", got=error, where=file
         ) from error
-    entries = data.get("scenarios") if isinstance(data, Mapping) else data
+    entries = data
+    if isinstance(data, Mapping):
+        entries = [data] if "name" in data else data.get("scenarios")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(
             "no scenarios in the file",
-            expected="a list, or `scenarios:` with a list",
+            expected="a scenario with its name, a list, or `scenarios:` with a list",
             got=repr(data)[:200],
             where=file,
         )

@@ -36,6 +36,13 @@ def sensor_context(settings: Settings, instance: dg.DagsterInstance) -> dg.Senso
     )
 
 
+def home(folder: Path) -> Path:
+    """A folder for an instance beside a project."""
+    made = folder / "home"
+    made.mkdir()
+    return made
+
+
 def age(path: Path) -> Path:
     """Make a file look as if it had been at rest for a while."""
     os.utime(path, (path.stat().st_atime - 60, path.stat().st_mtime - 60))
@@ -66,7 +73,7 @@ def test_training_runs_monthly(settings: Settings) -> None:
 
 def test_a_new_tape_asks_once_for_ingest_and_retraining(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
-    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+    with dg.DagsterInstance.local_temp(str(home(tmp_path))) as instance:
         context = sensor_context(settings, instance)
         assert isinstance(new_tape(context), dg.SkipReason)
         landing = tmp_path / "landing"
@@ -95,7 +102,7 @@ def test_a_scenario_file_becomes_a_partition(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     (tmp_path / "scenarios").mkdir()
     (tmp_path / "scenarios" / "rate_shock.yaml").write_text(CUSTOM)
-    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+    with dg.DagsterInstance.local_temp(str(home(tmp_path))) as instance:
         result = scenario_files(sensor_context(settings, instance))
     added = [key for request in result.dynamic_partitions_requests for key in request.partition_keys]
     assert set(added) == {*STANDARD_SCENARIOS, "rate_shock"}
@@ -147,8 +154,9 @@ def test_slots_of_a_killed_run_are_freed(tmp_path: Path) -> None:
         gone = subprocess.Popen([sys.executable, "-c", "pass"])
         gone.wait()
         job = build_definitions(settings).resolve_job_def("tape")
-        run = instance.create_run_for_job(job, tags={"pc/pid": str(gone.pid)})
-        instance.report_run_starting(run)
+        run = instance.create_run_for_job(
+            job, tags={"pc/pid": str(gone.pid)}, status=dg.DagsterRunStatus.STARTED
+        )
         assert free_dead_slots(instance) == [run.run_id]
         after = instance.get_run_by_id(run.run_id)
         assert after is not None

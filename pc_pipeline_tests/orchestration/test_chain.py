@@ -12,8 +12,8 @@ from pc_pipeline.core.config import Settings
 from pc_pipeline.core.store import Store
 from pc_pipeline.models.checkpoint import read_card
 from pc_pipeline.orchestration.build import build_definitions
-from pc_pipeline.schemas.tables import failures
 from pc_pipeline.orchestration.launch import RunRequest, run_chain
+from pc_pipeline.schemas.tables import failures
 from pc_pipeline_tests.orchestration.conftest import SCENARIOS, settings_for
 
 PARTITIONED = ("macro_scenarios", "loan_panel", "recoveries", "simulations", "tranche_report", "pool_report")

@@ -278,6 +278,11 @@ def _merged(old: Mapping[str, Any], joint: Mapping[str, Any]) -> dict[str, Any]:
     return card | {"joint": {name: joint[name] for name in ("metrics", "training", "before", "after")}}
 
 
+def trained_scenarios(vae: MacroVAE) -> list[str]:
+    """Names of the scenarios whose paths were in the VAE's training."""
+    return [name for name, seen in zip(vae.scenario_labels, vae.is_trained_S.tolist(), strict=True) if seen]
+
+
 def compile_loans(stage: JointStage, models: Models, tables: LearningTables) -> CompiledLoans:
     """Distil the loan model for the pool, along paths of every scenario the VAE knows."""
     vae, n_months = models["macro_vae"][0], int(str(tables.pool["remaining_term_months"].max()))
@@ -285,7 +290,7 @@ def compile_loans(stage: JointStage, models: Models, tables: LearningTables) -> 
     paths = np.concatenate(
         [
             vae.generate(name, n_months, stage.compile_paths, seed=derive_seed(stage.seed, "compile")).numpy()
-            for name in vae.scenario_labels
+            for name in trained_scenarios(vae)
         ]
     ).astype(np.float64)
     first = tables.macro.filter(pl.col("scenario") != OBSERVED)["month"].min()

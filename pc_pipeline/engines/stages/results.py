@@ -19,7 +19,7 @@ from pc_pipeline.core.store import Store
 from pc_pipeline.engines.aggregator import CONVENTIONS, PortfolioAggregator
 from pc_pipeline.engines.results import SimulationResults, macro_fan
 from pc_pipeline.engines.stages.landing import read_landing
-from pc_pipeline.engines.stages.learning import JOINT_FOLDER, Models, model_scores
+from pc_pipeline.engines.stages.learning import JOINT_FOLDER, Models, model_scores, trained_scenarios
 from pc_pipeline.models.checkpoint import read_card
 from pc_pipeline.reports.html import write_html
 from pc_pipeline.reports.workbook import write_workbook
@@ -91,7 +91,7 @@ def simulate(
     start = _first_month(macro)
     vae = models["macro_vae"][0].to(device)
     name = canonical_scenario(scenario)
-    if name in vae.scenario_labels:
+    if name in trained_scenarios(vae):
         paths = (
             vae.generate(name, n_months, stage.n_paths, seed=derive_seed(stage.seed, "macro"))
             .cpu()
