@@ -94,7 +94,8 @@ def main() -> None:
         f"# Waterfall, {date.today().isoformat()}",
         "",
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores ({platform.system()}); "
-        f"Python {platform.python_version()}, numpy {np.__version__}, numba {numba.__version__}; one thread. "
+        f"Python {platform.python_version()}, numpy {np.__version__}, numba {numba.__version__}; "
+        "machine code on all cores, the others on one. "
         "Shared machine: read the ratios. `python benchmarks/waterfall.py --write`.",
         "The three ways agree before they are timed; the oracle runs 20 paths and is scaled.",
         "",

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -22,7 +24,8 @@ from pc_pipeline.waterfall.ops import GATE_TOLERANCE, TINY
 from pc_pipeline.waterfall.plan import Plan
 from pc_pipeline.waterfall.rules import run_month
 
-BLOCK_PATHS = 2048  # whose state stays in cache while the dates go by
+MOST_THREADS = 8
+BLOCK_PATHS = 1024  # whose state stays in cache while the dates go by
 _CACHE: dict[str, Callable[..., Any]] = {}
 
 
@@ -177,11 +180,11 @@ def record_month(plan: Plan, inputs: tuple[str, ...], places: Mapping[str, int])
     cash["ysoc"] = loads["ysoc"]
     cash |= {name: Symbol(tape, f"c{i}") for i, name in enumerate(inputs)}
     carried, out = run_month(TraceOps(tape), plan, state, cash, loads)
-    body = [f"s{i} = state[{i}, p]" for i in range(len(plan.state))]
-    body += [f"c{i} = cash[{i}, t, p]" for i in range(len(inputs))]
+    body = [f"s{i} = state[{i}, p - first]" for i in range(len(plan.state))]
+    body += [f"c{i} = cash[{i}, t, p - first]" for i in range(len(inputs))]
     body += tape.lines
     body += [f"figures[{places[name]}, t, p] = {literal(value)}" for name, value in out.items()]
-    body += [f"state[{i}, p] = {literal(carried[name])}" for i, name in enumerate(plan.state)]
+    body += [f"state[{i}, p - first] = {literal(carried[name])}" for i, name in enumerate(plan.state)]
     lines = ["def run(cash, k, state, figures, first, last):", "    for t in range(cash.shape[1]):"]
     lines += [f"        k{i} = {symbol.name}" for i, symbol in enumerate(constants.values())]
     lines += ["        for p in range(first, last):"]
@@ -213,22 +216,28 @@ def run_compiled(
 ) -> np.ndarray:
     """(J, T, P) every recorded figure.
 
+    Blocks of paths run on up to `MOST_THREADS` threads; the figures do not depend on how many.
+
     Args:
         inputs: cash figures by name, (T,) or (P, T).
         places: see `record_month`.
     """
     names = tuple(inputs)
-    source = record_month(plan, names, places)
-    run = compile_month(source)
-    shape = (plan.n_periods, n_paths)
-    cash = np.empty((len(names), *shape))
-    for place, name in enumerate(names):
-        values = np.asarray(inputs[name], dtype=np.float64)
-        cash[place] = values.T if values.ndim == 2 else values[:, None]
+    run = compile_month(record_month(plan, names, places))
     constants = np.stack([np.asarray(values, dtype=np.float64) for values in plan.constants.values()], axis=1)
     start = np.array([float(value) for value in plan.state.values()])
-    state = np.repeat(start[:, None], n_paths, axis=1)
-    figures = np.zeros((len(places), *shape))
-    for first in range(0, n_paths, BLOCK_PATHS):
-        run(cash, constants, state, figures, first, min(first + BLOCK_PATHS, n_paths))
+    series = [np.asarray(inputs[name], dtype=np.float64) for name in names]
+    figures = np.zeros((len(places), plan.n_periods, n_paths))
+
+    def run_block(first: int) -> None:
+        last = min(first + BLOCK_PATHS, n_paths)
+        cash = np.empty((len(names), plan.n_periods, last - first))
+        for place, values in enumerate(series):
+            one_for_all = values.ndim == 1 or len(values) == 1
+            cash[place] = values.reshape(-1, 1) if one_for_all else values[first:last].T
+        run(cash, constants, np.repeat(start[:, None], last - first, axis=1), figures, first, last)
+
+    blocks = range(0, n_paths, BLOCK_PATHS)
+    with ThreadPoolExecutor(max(min(os.cpu_count() or 1, MOST_THREADS, len(blocks)), 1)) as pool:
+        list(pool.map(run_block, blocks))
     return figures

@@ -5,12 +5,54 @@ Here: `deal_page` and the command that writes the pages of a folder. Not here: r
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic.fields import FieldInfo
+
 from pc_pipeline.waterfall.deal import Deal, load_deal
-from pc_pipeline.waterfall.terms import Clause, Coupon, Step, Tranche
+from pc_pipeline.waterfall.terms import (
+    Account,
+    Call,
+    Clause,
+    Collateral,
+    Coupon,
+    CouponStep,
+    CoverageTest,
+    Fee,
+    Level,
+    Payments,
+    PrincipalStep,
+    Reinvestment,
+    Step,
+    Swap,
+    Target,
+    Tranche,
+    Trigger,
+    WaterfallSteps,
+)
+
+_CLAUSES: tuple[type[Clause], ...] = (
+    Payments,
+    Collateral,
+    Tranche,
+    Coupon,
+    CouponStep,
+    Account,
+    Target,
+    Fee,
+    CoverageTest,
+    Trigger,
+    Level,
+    Swap,
+    Reinvestment,
+    Call,
+    WaterfallSteps,
+    Step,
+    PrincipalStep,
+)
 
 
 def deal_page(deal: Deal) -> str:
@@ -106,15 +148,57 @@ def _step_line(step: Step) -> str:
     return ", ".join(parts)
 
 
+def format_page() -> str:
+    """Markdown reference of every clause of a deal file, from the models that read it."""
+    lines = [
+        "# The deal file",
+        "",
+        "One YAML file per deal, checked by `pc deal check FILE`. Every clause below refuses fields it does",
+        "not know. Money is in the deal's currency, rates are decimals per year, shares are decimals.",
+        "Generated from `pc_pipeline/waterfall/terms.py`; the rules are in",
+        "[methods/waterfall.md](methods/waterfall.md), examples in `data/deals/`.",
+        "",
+    ]
+    models: list[type[Clause]] = [Deal, *_CLAUSES]
+    for model in models:
+        lines += [f"## {model.__name__}", "", "```text", inspect.cleandoc(model.__doc__ or ""), "```", ""]
+        lines += ["| field | type | default |", "|---|---|---|"]
+        for name, field in model.model_fields.items():
+            default = "required" if field.is_required() else _default(field)
+            lines.append(f"| {field.alias or name} | {_type_name(field.annotation)} | {default} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, Clause):
+        return "all defaults"
+    return "none" if value in (None, [], "") else str(value)
+
+
+def _type_name(annotation: object) -> str:
+    text = (
+        str(annotation)
+        if "[" in str(annotation) or "|" in str(annotation)
+        else getattr(annotation, "__name__", "")
+    )
+    for old in ("typing.", "pc_pipeline.waterfall.terms.", "datetime.", " | None"):
+        text = text.replace(old, "")
+    return text.replace("|", "or")
+
+
 def write_pages(deals: Path, pages: Path) -> list[Path]:
-    """Write a page per deal of a folder; returns the files."""
+    """Write a page per deal of a folder, and the reference of the format beside; returns the files."""
     pages.mkdir(parents=True, exist_ok=True)
     written = []
     for path in sorted(deals.glob("*.yaml")):
         page = pages / f"{path.stem}.md"
         page.write_text(deal_page(load_deal(path)), encoding="utf-8")
         written.append(page)
-    return written
+    reference = pages.parent / "deal-format.md"
+    reference.write_text(format_page(), encoding="utf-8")
+    return [*written, reference]
 
 
 if __name__ == "__main__":

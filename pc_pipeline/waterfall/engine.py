@@ -243,6 +243,8 @@ def check_collections(cash_PTC: np.ndarray) -> None:
     if cash_PTC.ndim != 3 or cash_PTC.shape[-1] != N_CASH or 0 in cash_PTC.shape:
         expected = f"(paths, months, {N_CASH}): {', '.join(CASH_CHANNELS)}"
         raise DataError("collections are misshapen", expected=expected, got=cash_PTC.shape)
+    if cash_PTC.min() >= 0.0 and np.isfinite(cash_PTC.max()):
+        return
     with np.errstate(invalid="ignore"):
         bad = ~(cash_PTC >= 0.0) | np.isinf(cash_PTC)
     if bad.any():

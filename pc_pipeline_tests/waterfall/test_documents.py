@@ -9,7 +9,7 @@ import pytest
 
 import pc_pipeline.waterfall
 from pc_pipeline.waterfall import load_deal
-from pc_pipeline.waterfall.deal_page import deal_page
+from pc_pipeline.waterfall.deal_page import deal_page, format_page
 from pc_pipeline_tests.shared_data import ROOT
 
 METHODS = ROOT / "docs" / "methods" / "waterfall.md"
@@ -33,3 +33,7 @@ def test_every_cited_equation_exists() -> None:
 def test_deal_pages_are_up_to_date(path: Path) -> None:
     """Regenerate with `python -m pc_pipeline.waterfall.deal_page data/deals docs/deals`."""
     assert (ROOT / "docs" / "deals" / f"{path.stem}.md").read_text() == deal_page(load_deal(path))
+
+
+def test_the_format_page_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "deal-format.md").read_text() == format_page()
