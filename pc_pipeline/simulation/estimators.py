@@ -120,7 +120,7 @@ def conditional_value_at_risk(
     v = weighted_quantile(losses_P, level, weights_P)
     in_tail = losses_P >= v
     mass = float(weights[in_tail].sum())
-    value = float(weights[in_tail] @ losses_P[in_tail]) / mass
+    value = max(float(weights[in_tail] @ losses_P[in_tail]) / mass, v)
     if mass - (1 - level) > 2.5 * float(weights[in_tail].max()):
         influence = np.where(in_tail, losses_P - value, 0.0) / mass
     else:

@@ -140,6 +140,7 @@ def remaining_schedule(
     amortization_L: np.ndarray,
     n_months: int,
     age_L: np.ndarray | None = None,
+    original_L: np.ndarray | None = None,
 ) -> np.ndarray:
     """(L, n_months + 4) scheduled balances from the cut-off on, in the columns of this module.
 
@@ -154,15 +155,24 @@ def remaining_schedule(
         arrears_L: instalments in arrears, at most the age.
         amortization_L: 'annuity', 'bullet' or 'balloon'.
         age_L: months since origination; without it the loan is as young as its arrears allow.
+        original_L: balance at origination, so that instalments round to the cents of the contract.
     """
     age = arrears_L if age_L is None else age_L
     n_L = remaining_L + age
-    full = amortisation_schedule(np.full(n_L.shape, 1e9), rate_L, n_L, amortization_L)
+    full = amortisation_schedule(balance_L if original_L is None else original_L, rate_L, n_L, amortization_L)
     offset = np.arange(n_months + DUE_AT_CUTOFF + 1) - DUE_AT_CUTOFF
     instalment = np.clip(age[:, None] + offset[None, :], (age - arrears_L)[:, None], full.shape[1] - 1)
     share = np.take_along_axis(full, instalment, axis=1)
     paid_through = share[np.arange(age.size), DUE_AT_CUTOFF - arrears_L]
-    return np.round(balance_L[:, None] * (share / paid_through[:, None]) * CENTS) / CENTS
+    on_schedule = paid_through == balance_L  # then the contract's own cents, untouched
+    scale = np.where(on_schedule, 1.0, balance_L / np.where(paid_through > 0, paid_through, 1.0))
+    if not (paid_through > 0).all():
+        raise SimulationError(
+            "a loan has a balance where its schedule has none",
+            expected="an age before the final month",
+            where=f"pool row {int(np.flatnonzero(paid_through <= 0)[0])}",
+        )
+    return np.round(share * scale[:, None] * CENTS) / CENTS
 
 
 def uniform_severity(lower: np.ndarray, upper: np.ndarray, n_quantiles: int = 33) -> np.ndarray:
@@ -240,6 +250,7 @@ def pool_arrays(
             placed["amortization_type"].to_numpy(),
             n_months,
             age,
+            placed["original_balance"].to_numpy().astype(float),
         ),
         rate_L=np.where(floating, spread, coupon),
         is_floating_L=floating,
