@@ -92,20 +92,20 @@ def base(seed: int = 42) -> Recipe:
         "base",
         seed,
         tape=TapeConfig(n_loans=5000, n_months=60, n_vintages=12),
-        macro_paths=MacroPathsConfig(n_paths=200, n_months=60),
+        macro_paths=MacroPathsConfig(n_paths=300, n_months=60),
         macro_vae=MacroVAEStage(
             network=MacroVAEConfig(latent_dim=16, hidden_dim=32, n_layers=1),
-            training=TrainConfig(epochs=40, batch_size=64, lr=1e-3, patience=15),
+            training=TrainConfig(epochs=16, batch_size=128, lr=3e-3, patience=8),
         ),
         transition_transformer=TransitionStage(
             network=TransitionConfig(d_model=32, n_heads=2, n_layers=2),
-            training=TrainConfig(epochs=12, batch_size=128, lr=2e-3, patience=5),
+            training=TrainConfig(epochs=4, batch_size=128, lr=2e-3, patience=4),
         ),
         loan_trajectory=LoanTrajectoryStage(
             network=TrajectoryConfig(d_model=32, n_heads=2, n_layers=2, diffusion_steps=50),
-            training=TrainConfig(epochs=10, batch_size=256, lr=2e-3, patience=4),
+            training=TrainConfig(epochs=9, batch_size=256, lr=2e-3, patience=4),
         ),
-        joint=JointStage(training=TrainConfig(epochs=6, lr=1e-4, patience=1000)),
+        joint=JointStage(training=TrainConfig(epochs=3, lr=1e-4, patience=1000)),
         simulation=SimulationStage(n_paths=2000, n_months=60),
     )
 
@@ -115,19 +115,19 @@ def full(seed: int = 42) -> Recipe:
     return _recipe(
         "full",
         seed,
-        tape=TapeConfig(n_loans=20000, n_months=60, n_vintages=24),
-        macro_paths=MacroPathsConfig(n_paths=1000, n_months=60),
+        tape=TapeConfig(n_loans=20000, n_months=60, n_vintages=24, n_paths=64),
+        macro_paths=MacroPathsConfig(n_paths=2000, n_months=60),
         macro_vae=MacroVAEStage(
             network=MacroVAEConfig(latent_dim=32, hidden_dim=64, n_layers=1),
-            training=TrainConfig(epochs=150, batch_size=64, lr=1e-3, patience=30),
+            training=TrainConfig(epochs=40, batch_size=128, lr=3e-3, patience=12),
         ),
         transition_transformer=TransitionStage(
             network=TransitionConfig(d_model=64, n_heads=4, n_layers=2),
-            training=TrainConfig(epochs=40, batch_size=128, lr=1e-3, patience=8),
+            training=TrainConfig(epochs=10, batch_size=128, lr=1e-3, patience=4),
         ),
         loan_trajectory=LoanTrajectoryStage(
             network=TrajectoryConfig(d_model=64, n_heads=4, n_layers=2),
-            training=TrainConfig(epochs=20, batch_size=256, lr=1e-3, patience=5),
+            training=TrainConfig(epochs=15, batch_size=256, lr=1e-3, patience=5),
         ),
         joint=JointStage(training=TrainConfig(epochs=20, lr=1e-4, patience=1000), compile_loans=1024),
         simulation=SimulationStage(n_paths=10000, n_months=60),

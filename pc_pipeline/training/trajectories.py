@@ -248,7 +248,10 @@ def class_rows(trajectories: Trajectories) -> tuple[Tensor, Tensor, Tensor]:
     cell = (code[:, None] * N_LIVING + previous) * N_STATES + target
     counts = torch.bincount(cell[chosen], minlength=len(ASSET_CLASSES) * N_LIVING * N_STATES)
     counts = counts.view(len(ASSET_CLASSES), N_LIVING, N_STATES).double()
-    pooled = counts.sum(0) + 1e-3 * (counts.sum(0) > 0)
+    alive = torch.from_numpy(trajectories.mask) & (previous < N_LIVING)
+    seen = torch.bincount((previous * N_STATES + target)[alive], minlength=N_LIVING * N_STATES)
+    # A move seen only in final months is rare, not impossible.
+    pooled = counts.sum(0) + 1e-3 * (seen.view(N_LIVING, N_STATES) > 0)
     stay = torch.eye(N_STATES, dtype=torch.double)[:N_LIVING]
     total = pooled.sum(-1, keepdim=True)
     pooled = torch.where(total > 0, pooled / total.clamp(min=1e-9), stay)

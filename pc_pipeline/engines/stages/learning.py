@@ -32,6 +32,7 @@ from pc_pipeline.models.transition_transformer import TransitionConfig, Transiti
 from pc_pipeline.schemas.states import LIVING_STATES, LOAN_STATE_NAMES
 from pc_pipeline.schemas.units import OBSERVED, STANDARD_SCENARIOS
 from pc_pipeline.simulation.distil import CompiledLoans, DistilConfig, distil_loans
+from pc_pipeline.training.calibration import calibrate
 from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.joint import EndToEndTrainer, JointConfig
 from pc_pipeline.training.macro_vae import MacroVAETrainer
@@ -41,6 +42,7 @@ from pc_pipeline.waterfall.deal import Deal
 
 Models = dict[str, tuple[Any, dict[str, Any]]]
 JOINT_FOLDER = "joint_model"
+JOINT_NOTES = ("metrics", "training", "before", "after", "calibration")
 NETWORKS = ("macro_vae", "transition_transformer", "loan_trajectory")
 
 
@@ -237,7 +239,7 @@ class LearningTables:
 def fine_tune(
     stage: JointStage, models: Models, tables: LearningTables, deal: Deal, test: ScoringSet, device: str
 ) -> Trained:
-    """Fine-tune the three networks together, score them, and compile the loan model for this pool."""
+    """Fine-tune the three networks together, calibrate, compile the loan model for this pool, and score."""
     panel = learning_rows(tables.panel)
     before = {name: copy.deepcopy(models[name][0]) for name in NETWORKS}
     vae, transitions, trajectory = (models[name][0] for name in NETWORKS)
@@ -259,12 +261,20 @@ def fine_tune(
     )
     for network in (vae, transitions, trajectory):
         network.cpu().eval()
+    lived = lived_paths(tables.macro, panel)
+    corrected = calibrate(vae, transitions, trajectory, tables.loans, panel, lived, seed=stage.training.seed)
     compiled = compile_loans(stage, models, tables)
-    learned = prepare_trajectories(panel, tables.loans, lived_paths(tables.macro, panel))
+    learned = prepare_trajectories(panel, tables.loans, lived)
     scores = model_scores_on(
         test, learned, before_and_after(before, {name: models[name][0] for name in NETWORKS})
     )
-    card = _card(history, stage.training, before=history["before"], after=history["after"])
+    card = _card(
+        history,
+        stage.training,
+        before=history["before"],
+        after=history["after"],
+        calibration={"is_kept": corrected.is_kept, "table": corrected.table.to_dicts()},
+    )
     joint = {name: (model, _merged(old, card)) for name, (model, old) in models.items()}
     joint["loan_trajectory"] = (trajectory, joint["loan_trajectory"][1] | {"scores": scores})
     joint["loan_residual"] = (compiled.model, {"metrics": compiled.distance})
@@ -275,7 +285,7 @@ def _merged(old: Mapping[str, Any], joint: Mapping[str, Any]) -> dict[str, Any]:
     """A component's card with what joint fine-tuning did to it."""
     kept = ("data_fingerprint", "metrics", "seeds", "training", "notes")
     card = {name: old[name] for name in kept if name in old}
-    return card | {"joint": {name: joint[name] for name in ("metrics", "training", "before", "after")}}
+    return card | {"joint": {name: joint[name] for name in JOINT_NOTES}}
 
 
 def trained_scenarios(vae: MacroVAE) -> list[str]:
