@@ -55,6 +55,7 @@ def run(
     adapter: Annotated[str, typer.Option(help="Tape format; default: recognised.")] = "",
     mapping: Annotated[str, typer.Option(help="YAML mapping of your columns to ours.")] = "",
     as_of: Annotated[str, typer.Option(help="Cut-off month YYYY-MM; default: the last reported.")] = "",
+    pool: Annotated[str, typer.Option(help="Name of the tape's pool; default: by name and loans.")] = "",
     deal: Deal = "",
     recipe: RecipeName = "base",
     macro: Macro = "",
@@ -76,6 +77,7 @@ def run(
         adapter=adapter,
         mapping=mapping,
         as_of=as_of,
+        pool=pool,
         scenarios=tuple(scenario or STANDARD_SCENARIOS),
     )
     with dg.DagsterInstance.get() as instance:

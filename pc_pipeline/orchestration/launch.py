@@ -143,7 +143,7 @@ class RunRequest:
         tape: file or folder of a real tape; '' generates one.
         adapter, mapping, as_of: how to read it.
         scenarios: names to simulate.
-        keep: keep a tape that landed earlier although none is named.
+        pool: name of the pool the tape is of; '' finds it.
     """
 
     tape: str = ""
@@ -151,6 +151,7 @@ class RunRequest:
     mapping: str = ""
     as_of: str = ""
     scenarios: tuple[str, ...] = STANDARD_SCENARIOS
+    pool: str = ""
 
 
 def run_chain(settings: Settings, request: RunRequest, instance: dg.DagsterInstance) -> Path:
@@ -195,6 +196,7 @@ def landing_config(request: RunRequest) -> dict[str, Any]:
         "adapter": request.adapter,
         "mapping": request.mapping,
         "as_of": request.as_of,
+        "pool": request.pool,
     }
     return {"ops": {"landing": {"config": config}}}
 

@@ -171,7 +171,7 @@ def test_a_delivery_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text("loan_id,colour\n1,red\n")
     with pytest.raises(IngestError):
         deliver(store, tmp_path / "bad.csv", adapter="canonical")
-    assert [path.name for path in (store.root / "landing" / "pool").glob(".tmp-*")] == []
+    assert [path.name for path in (store.root / "deliveries" / "pool").glob(".tmp-*")] == []
     assert len(deliveries(store)) == 1
 
 
@@ -218,7 +218,7 @@ def _kill_and_check(tmp_path: Path, rounds: int) -> None:
             assert history(store).loans.height == 3_000
         reached = started
     assert deliver(store, source / "tape.csv").table("loans").height == 3_000
-    assert list((store.root / "landing" / "pool").glob(".tmp-*")) == []
+    assert list((store.root / "deliveries" / "pool").glob(".tmp-*")) == []
 
 
 def test_kill_at_random_moments(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_two_processes_do_not_deliver_at_once(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     tape = pool(tmp_path / "d1", FIRST)
     deliver(store, tape)
-    with (store.root / "landing" / "pool" / ".lock").open("w") as handle:
+    with (store.root / "deliveries" / "pool" / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(StoreError, match="another process is delivering"):
             deliver(store, pool(tmp_path / "d2", SECOND))

@@ -1,6 +1,7 @@
 """The chain's stages as plain functions: tables in, tables or models out; no Dagster here.
 
-    data        landing, macro paths, tape, panel, transitions, pool
+    delivery    from delivered files to the store's pool
+    data        macro paths, tape, panel, transitions, pool
     learning    component models, baseline, joint model
     results     simulation, tranche report, committee report
     identities  what must hold between stored tables
@@ -13,22 +14,30 @@ from pc_pipeline.engines.stages.data import (
     TapeConfig,
     custom_scenarios,
     find_scenario,
-    forget_landing,
     has_real_history,
     keep_scenarios,
-    land,
-    landed_files,
     loan_panel,
     loan_tape,
     macro_fan,
     macro_paths,
     pool,
-    quarantine_reasons,
     scoring_set,
     state_profile,
     tape_profile,
     transition_matrix,
     transitions,
+    with_current_scenarios,
+)
+from pc_pipeline.engines.stages.delivery import (
+    TakenIn,
+    as_known,
+    find_history,
+    forget_landing,
+    land,
+    landed_files,
+    pool_name,
+    quarantine_reasons,
+    take_in,
 )
 from pc_pipeline.engines.stages.identities import (
     expected_losses,
@@ -77,15 +86,18 @@ __all__ = [
     "MacroPathsConfig",
     "MacroVAEStage",
     "SimulationStage",
+    "TakenIn",
     "TapeConfig",
     "Trained",
     "TransitionStage",
+    "as_known",
     "beats_markov",
     "check_deal",
     "committee_report",
     "custom_scenarios",
     "expected_losses",
     "find_deal",
+    "find_history",
     "find_scenario",
     "fine_tune",
     "fit_markov_baseline",
@@ -104,6 +116,7 @@ __all__ = [
     "model_scores",
     "panel_breaches",
     "pool",
+    "pool_name",
     "quality_summary",
     "quarantine_reasons",
     "read_landing",
@@ -114,10 +127,12 @@ __all__ = [
     "simulate",
     "simulation_breaches",
     "state_profile",
+    "take_in",
     "tape_profile",
     "train_loan_trajectory",
     "train_macro_vae",
     "train_transition_transformer",
     "transition_matrix",
     "transitions",
+    "with_current_scenarios",
 ]

@@ -1,9 +1,8 @@
-"""Stages that make tables: landing, macro paths, tape, panel, transitions, pool."""
+"""Stages that make tables: macro paths, tape, panel, transitions, pool."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -12,13 +11,12 @@ import numpy as np
 import polars as pl
 import yaml
 
-from pc_pipeline.core.errors import ConfigError, IngestError
+from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.core.periods import add_months, month_range
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.core.store import Store, replace_file
 from pc_pipeline.engines.stages.landing import Landing, claim_store, read_landing
 from pc_pipeline.engines.stages.scoring import ScoringSet, fresh_test_set, held_out_rows, learning_rows
-from pc_pipeline.loans.ingest import IngestResult, read_tape
 from pc_pipeline.loans.panel_generator import LoanBook
 from pc_pipeline.loans.pool import pool_snapshot, scheduled_pool
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
@@ -38,9 +36,6 @@ from pc_pipeline.schemas.units import (
     STANDARD_SCENARIOS,
     canonical_scenario,
 )
-
-HISTORY_NAMES = ("macro_fred", "macro", "macro_history.csv", "macro_history.parquet")
-QUIET_SECONDS = 2.0  # a file written to this recently may still be on its way
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,101 +106,6 @@ class PanelTables:
 
     panel: pl.DataFrame
     recoveries: pl.DataFrame
-
-
-# ---- landing ---------------------------------------------------------------------------------
-
-
-def land(
-    store: Store, path: str, *, adapter: str = "", mapping: str = "", as_of: str = "", history: str = ""
-) -> IngestResult:
-    """Read a delivered tape, and only if that succeeds make it this store's pool.
-
-    Raises:
-        IngestError: the delivery cannot be read, or no row of it is usable. Nothing was written.
-    """
-    result = read_tape(
-        Path(path).expanduser(), adapter=adapter or None, mapping=mapping or None, as_of=as_of or None
-    )
-    if result.loans.is_empty():
-        raise IngestError(
-            "no usable loan in the tape",
-            expected="at least one row that keeps the contract of table loan_tape",
-            got=f"{result.quarantine.height} rows quarantined: "
-            + "; ".join(quarantine_reasons(result.quarantine)["reason"].head(3)),
-            where=path,
-        )
-    found = find_history(Path(path).expanduser(), history)
-    rows_in = result.loans.height + result.panel.height + result.quarantine.height
-    claim_store(
-        store,
-        pool=result.source_sha256,
-        landing=Landing(
-            source=str(path),
-            sha256=result.source_sha256,
-            adapter=result.adapter,
-            rule=result.rule,
-            as_of=result.as_of.isoformat(),
-            rows_in=rows_in,
-            rows_quarantined=result.quarantine.height,
-            history=str(found) if found else "",
-            has_history=result.panel.height > 0,
-        ),
-    )
-    store.write_table("landing_loans", result.loans)
-    store.write_table("landing_panel", result.panel)
-    store.write_table("landing_recoveries", result.recoveries)
-    store.write_table("quarantine", result.quarantine)
-    store.write_table("data_quality", result.quality)
-    return result
-
-
-def forget_landing(store: Store) -> None:
-    """Return the store to a generated pool."""
-    if read_landing(store) is not None:
-        claim_store(store, pool="generated")
-
-
-def find_history(tape: Path, history: str) -> Path | None:
-    """Real macro history for a tape: the one named, else one that lies in or beside the tape's folder.
-
-    Raises:
-        ConfigError: the one named is not there.
-    """
-    if history:
-        if not Path(history).exists():
-            raise ConfigError("no macro history there", expected="a file or folder", got=history)
-        return Path(history)
-    folder = tape if tape.is_dir() else tape.parent
-    for place in (folder, folder.parent):
-        for name in HISTORY_NAMES:
-            if (place / name).exists():
-                return place / name
-    return None
-
-
-def landed_files(folder: Path) -> list[Path]:
-    """Complete deliveries in the landing folder: files at rest, no temporary names, no documentation."""
-    if not folder.is_dir():
-        return []
-    skip = (".part", ".tmp", ".crdownload", ".md")
-    quiet_since = time.time() - QUIET_SECONDS
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if not path.name.startswith((".", "~"))
-        and path.suffix not in skip
-        and path.stat().st_mtime < quiet_since
-    ]
-
-
-def quarantine_reasons(quarantine: pl.DataFrame) -> pl.DataFrame:
-    """Rows refused, counted by table, column and reason."""
-    return (
-        quarantine.group_by("table", "column", "reason")
-        .agg(pl.len().alias("rows"))
-        .sort(["rows", "table", "column", "reason"], descending=[True, False, False, False])
-    )
 
 
 # ---- macro -----------------------------------------------------------------------------------
@@ -292,6 +192,26 @@ def macro_paths(store: Store, config: MacroPathsConfig, scenario: str, history: 
         else "generator, decided calibration"
     )
     return MacroPaths(table, named)
+
+
+def with_current_scenarios(
+    store: Store, config: MacroPathsConfig, macro: pl.DataFrame, history: str = ""
+) -> pl.DataFrame:
+    """Stored macro paths, with every standard scenario that is missing or begins elsewhere drawn anew.
+
+    A new tape moves the month at which scenarios begin; models must not learn from the old ones.
+    """
+    landing = read_landing(store)
+    if landing is None:
+        return macro
+    start = add_months(landing.as_of_month, 1)
+    first = macro.group_by("scenario").agg(pl.col("month").min().alias("first"))
+    current = first.filter((pl.col("scenario") == OBSERVED) | (pl.col("first") == start))[
+        "scenario"
+    ].to_list()
+    missing = [name for name in STANDARD_SCENARIOS if name not in current]
+    drawn = [macro_paths(store, config, name, history).frame for name in missing]
+    return pl.concat([macro.filter(pl.col("scenario").is_in(current)), *drawn])
 
 
 def history_until(real: MacroHistory, as_of: date) -> MacroHistory:

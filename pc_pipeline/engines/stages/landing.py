@@ -6,11 +6,15 @@ dropped, so that no training ever mixes two pools.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from pc_pipeline.core.store import Store, replace_file
 
@@ -37,14 +41,15 @@ class Landing:
     """The note beside the landed tables.
 
     Attributes:
-        source: path the tape came from.
-        sha256: digest of its bytes.
+        source: path the last delivery came from.
+        sha256: digest of its bytes, or of the deliveries that the pool comes from.
         adapter: format it was read as.
         rule: how a delinquency state was derived.
         as_of: last reported month (ISO date).
         rows_in, rows_quarantined: counts over tape and panel.
         history: path of the real macro history used with it, '' for none.
         has_history: whether a monthly panel came with the tape.
+        pool: name of the pool among the deliveries.
     """
 
     source: str
@@ -56,6 +61,7 @@ class Landing:
     rows_quarantined: int
     history: str
     has_history: bool
+    pool: str = ""
 
     @property
     def as_of_month(self) -> date:
@@ -78,19 +84,30 @@ def _read(store: Store) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def claim_store(store: Store, pool: str, landing: Landing | None = None) -> None:
+def claim_store(
+    store: Store,
+    pool: str,
+    landing: Landing | None = None,
+    tables: Mapping[str, pl.DataFrame] | None = None,
+) -> None:
     """Say which pool this store holds; drop what was derived from another one.
 
     Args:
         store: the store.
-        pool: anything that identifies the pool (recipe and seed, or the tape's digest).
+        pool: anything that identifies the pool (recipe and seed, or the delivered pool's name). A restated
+            month is the same pool.
         landing: the landed tape's note, None for a generated pool.
+        tables: the landed tables. All are written whole before the first is swapped in, the note last.
     """
     before = _read(store)
-    if before and before.get("pool") != pool:
-        for table in DERIVED_TABLES + (() if landing else LANDED_TABLES + QUALITY_TABLES):
-            store.drop_table(table)
     after = {"pool": pool, "landing": asdict(landing) if landing else None}
-    if after != before:
-        with replace_file(_note(store)) as temporary:
-            temporary.write_text(json.dumps(after, indent=2, sort_keys=True))
+    with contextlib.ExitStack() as swaps:  # leaves in reverse: the note, entered first, is swapped last
+        if after != before:
+            note = swaps.enter_context(replace_file(_note(store)))
+            note.write_text(json.dumps(after, indent=2, sort_keys=True))
+        for name, frame in (tables or {}).items():
+            temporary = swaps.enter_context(replace_file(store.table_path(name)))
+            frame.write_parquet(temporary, compression="zstd", statistics=True)
+        if before and before.get("pool") != pool:
+            for table in DERIVED_TABLES + (() if landing else LANDED_TABLES + QUALITY_TABLES):
+                store.drop_table(table)

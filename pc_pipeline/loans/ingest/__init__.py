@@ -7,7 +7,15 @@ Here: `read_tape`, `recognise`, `draft_mapping`, `deliver`, `history`. One modul
 from __future__ import annotations
 
 from pc_pipeline.loans.ingest.covariates import add_covariates
-from pc_pipeline.loans.ingest.deliveries import Delivery, deliver, deliveries, history, verify
+from pc_pipeline.loans.ingest.deliveries import (
+    Delivery,
+    deliver,
+    deliveries,
+    history,
+    pools,
+    source_digest,
+    verify,
+)
 from pc_pipeline.loans.ingest.draft import draft_mapping
 from pc_pipeline.loans.ingest.merge import History
 from pc_pipeline.loans.ingest.read import ADAPTERS, read_tape, recognise
@@ -23,7 +31,9 @@ __all__ = [
     "deliveries",
     "draft_mapping",
     "history",
+    "pools",
     "read_tape",
     "recognise",
+    "source_digest",
     "verify",
 ]

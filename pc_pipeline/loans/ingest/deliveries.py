@@ -3,7 +3,7 @@
 Here: `deliver`, the list of deliveries, `history`. Not here: reading a delivery (`read`), how histories are
 joined (`merge`).
 
-    <root>/landing/<pool>/<number>-<hash>/
+    <root>/deliveries/<pool>/<number>-<hash>/
         loans.parquet panel.parquet recoveries.parquet quarantine.parquet quality.parquet
         delivery.json     written last; names every file with its SHA-256
 
@@ -40,6 +40,7 @@ from pc_pipeline.loans.ingest.result import IngestResult
 
 TABLES: Final = ("loans", "panel", "recoveries", "quarantine", "quality")
 CARD: Final = "delivery.json"
+FOLDER: Final = "deliveries"
 DEFAULT_POOL: Final = "pool"
 _TEMPORARY: Final = ".tmp-"
 
@@ -100,6 +101,7 @@ def deliver(
     mapping: str | Path | None = None,
     as_of: str | date | None = None,
     macro: Any = None,
+    read: IngestResult | None = None,
 ) -> Delivery:
     """Read one delivery and store it; the same delivery again changes nothing.
 
@@ -107,24 +109,36 @@ def deliver(
         paths: the file or folder, or the files that together are one delivery.
         pool: name of the pool it belongs to.
         adapter, mapping, as_of, macro: as for `read_tape`.
+        read: what `read_tape` made of the same arguments, where it has been called already.
 
     Raises:
         IngestError: it cannot be read; nothing was written.
         StoreError: another process is delivering to the same pool.
     """
     folder = _pool_folder(store, pool)
-    source = source_sha256(survey(paths))
+    source = source_digest(paths) if read is None else read.source_sha256
     key = _key(source, adapter, mapping, as_of)
     with _one_writer(folder):
         present = deliveries(store, pool)
         for known in present:
             if known.key == key:
                 return known
-        result = read_tape(paths, adapter, mapping, as_of, macro=macro)
+        result = read or read_tape(paths, adapter, mapping, as_of, macro=macro)
         names = _names(paths)
         quality = with_drift(result, _latest(present), ", ".join(names))
         number = 1 + max((known.number for known in present), default=0)
         return _store(folder, number, key, names, result, quality)
+
+
+def source_digest(paths: str | Path | Sequence[str | Path]) -> str:
+    """Content hash of the delivered files, as in `IngestResult.source_sha256`."""
+    return source_sha256(survey(paths))
+
+
+def pools(store: Store) -> list[str]:
+    """Names of the pools that were delivered to."""
+    folder = store.root / FOLDER
+    return sorted({card.parent.parent.name for card in folder.glob(f"*/[0-9]*/{CARD}")})
 
 
 def deliveries(store: Store, pool: str = DEFAULT_POOL) -> list[Delivery]:
@@ -207,7 +221,7 @@ def with_drift(result: IngestResult, last: Delivery | None, source: str) -> pl.D
 
 
 def _pool_folder(store: Store, pool: str) -> Path:
-    return store.root / "landing" / check_name(pool, "pool name")
+    return store.root / FOLDER / check_name(pool, "pool name")
 
 
 def _key(source: str, adapter: str | None, mapping: str | Path | None, as_of: str | date | None) -> str:

@@ -23,12 +23,14 @@ class LandingConfig(dg.Config):
         adapter: name of a format; '' recognises it from the content.
         mapping: YAML with the user's column names, units and codes.
         as_of: YYYY-MM of the delivery; '' takes the last reported month.
+        pool: name of the pool it is of; '' finds it by name and loans.
     """
 
     path: str
     adapter: str = ""
     mapping: str = ""
     as_of: str = ""
+    pool: str = ""
 
 
 @dg.asset(
@@ -45,17 +47,20 @@ def landing(
     landed = stages.land(
         store.store,
         config.path,
+        pool=config.pool,
         adapter=config.adapter,
         mapping=config.mapping,
         as_of=config.as_of,
         history=settings.macro,
     )
+    note = stages.read_landing(store.store)
     return dg.MaterializeResult(
         metadata={
             **table_metadata("loan_tape", landed.loans),
             "adapter": landed.adapter,
             "delinquency rule": dg.MetadataValue.md(landed.rule),
             "as of": str(landed.as_of),
+            "pool": note.pool if note else "",
             "panel rows": landed.panel.height,
             "quarantined rows": landed.quarantine.height,
             "reasons": as_markdown(stages.quarantine_reasons(landed.quarantine).to_dicts()),
