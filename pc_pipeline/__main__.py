@@ -1,4 +1,4 @@
-"""The console command `pc`: what Dagster does (run, backfill, ui, scenario) and what it does not (cli)."""
+"""The console command `pc`: runs (`orchestration`), deliveries (`ingest_commands`), the rest (`cli`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ def main() -> None:
 
     from pc_pipeline.cli import app, print_error
     from pc_pipeline.core.errors import PcError
+    from pc_pipeline.ingest_commands import add_ingest_commands
     from pc_pipeline.orchestration.commands import add_commands
 
     add_commands(app)
+    add_ingest_commands(app)
     try:
         app()
     except PcError as error:

@@ -1,6 +1,7 @@
-"""What Dagster does not do: look at a file, map it, check and price a deal, query the store.
+"""What Dagster does not do: check and price a deal, query the store, print.
 
-The commands that run assets are in `orchestration.commands`; `__main__` joins both.
+The commands on delivered files are in `ingest_commands`, those that run assets in `orchestration.commands`;
+`__main__` joins them.
 """
 
 from __future__ import annotations
@@ -51,31 +52,6 @@ def print_frame(frame: object, title: str = "") -> None:
 
 def _cell(value: object) -> str:
     return f"{value:,.6g}" if isinstance(value, float) else str(value)
-
-
-@app.command()
-def ingest(
-    files: Annotated[list[Path], typer.Argument(help="Tape files or folders.")],
-    adapter: Annotated[str, typer.Option(help="Format; default: recognised from the content.")] = "",
-    mapping: Annotated[str, typer.Option(help="YAML mapping of your columns to ours.")] = "",
-    as_of: Annotated[str, typer.Option(help="Cut-off month YYYY-MM.")] = "",
-    rejected: Annotated[Path | None, typer.Option(help="Write refused rows to this CSV.")] = None,
-) -> None:
-    """Read a tape as `run` would and say what was accepted, repaired and refused."""
-    from pc_pipeline.engines.stages import quarantine_reasons
-    from pc_pipeline.loans.ingest import read_tape
-
-    for file in files:
-        result = read_tape(file, adapter=adapter or None, mapping=mapping or None, as_of=as_of or None)
-        typer.echo(
-            f"{file}: {result.adapter}; {result.loans.height} loans, {result.panel.height} loan-months, "
-            f"{result.quarantine.height} rows refused; as of {result.as_of:%Y-%m}"
-        )
-        typer.echo(f"rule: {result.rule}")
-        if result.quarantine.height:
-            print_frame(quarantine_reasons(result.quarantine), "refused rows")
-        if rejected is not None:
-            result.quarantine.write_csv(rejected)
 
 
 @app.command()

@@ -206,12 +206,13 @@ def _candidates(store: Store, places: Sequence[Path]) -> list[str]:
 
 
 def _pool_of_bytes(store: Store, places: Sequence[Path]) -> str:
-    """The pool to which these very bytes were delivered before; '' for none."""
-    candidates = _candidates(store, places)
-    if not candidates:
+    """The pool to which these very bytes were delivered before, under whatever name; '' for none."""
+    present = pools(store)
+    if not present:
         return ""
     digest = source_digest(places)
-    for name in candidates:
+    first = _candidates(store, places)
+    for name in [*first, *(other for other in present if other not in first)]:
         if any(one.source_sha256 == digest for one in deliveries(store, name)):
             return name
     return ""
