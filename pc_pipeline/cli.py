@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from pc_pipeline.core.errors import PcError
 from pc_pipeline.core.store import Store
+from pc_pipeline.reports import formats
 
 app = typer.Typer(
     name="pc",
@@ -74,13 +76,111 @@ def sql(query: Annotated[str, typer.Argument(help="Any SELECT.")], data: Data = 
     print_frame(Store(data).query(query))
 
 
+Json = Annotated[bool, typer.Option("--json", help="Everything, by payment date, as JSON.")]
+
+
+def print_deal(answer: dict[str, Any], as_json: bool) -> None:
+    """A deal's figures: all of them as JSON, or one line per class."""
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+        return
+    scale, word = formats.money_scale(max(f["opening_balance"] for f in answer["classes"].values()))
+    table = RichTable(
+        title=f"{answer['deal']}, {answer['currency']} {word}".strip(),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for name in ("class", "opening", "interest", "principal", "WAL\nyears", "IRR", "yield", "price", "loss"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name, figures in answer["classes"].items():
+        money = [f"{figures[n] / scale:,.2f}" for n in ("opening_balance", "interest", "principal")]
+        table.add_row(
+            name,
+            *money,
+            _two_digits(figures.get("wal_years")),
+            formats.percent(figures.get("irr")),
+            _percent_points(figures.get("yield_percent")),
+            _two_digits(figures.get("price")),
+            _percent_points(figures.get("loss_percent")),
+        )
+    Console().print(table)
+    typer.echo("payment by payment: --json")
+
+
+def _two_digits(value: float | None) -> str:
+    return formats.MISSING if formats.is_missing(value) else f"{value:,.2f}"
+
+
+def _percent_points(value: float | None) -> str:
+    """A figure that is in percent already."""
+    return formats.percent(None if value is None else value / 100.0)
+
+
 @deal_app.command("check")
 def deal_check(file: Annotated[Path, typer.Argument(help="Deal YAML.")]) -> None:
-    """Check a deal's terms; errors name the clause."""
-    from pc_pipeline.waterfall import load_deal
+    """Check a deal's terms; errors name the line and the clause."""
+    from pc_pipeline.waterfall.deal import load_deal
 
     deal = load_deal(file)
-    typer.echo(f"{file}: ok, {deal.name}, {len(deal.tranches)} tranches")
+    typer.echo(f"{file}: ok, {deal.name}, {len(deal.tranches)} classes")
+
+
+@deal_app.command("run")
+def deal_run(
+    file: Annotated[Path, typer.Argument(help="Deal YAML.")],
+    collections: Annotated[Path, typer.Option(help="CSV of collections by month.")],
+    pool_balance: Annotated[float | None, typer.Option(help="Opening pool, currency.")] = None,
+    index_rate: Annotated[float | None, typer.Option(help="Index of floating coupons, decimal.")] = None,
+    price: Annotated[float, typer.Option(help="Percent of opening balance, for yields.")] = 100.0,
+    as_json: Json = False,
+) -> None:
+    """Run a deal on given collections."""
+    from pc_pipeline.waterfall.desk import run_deal_json
+
+    print_deal(
+        run_deal_json(file, collections, pool_balance=pool_balance, index_rate=index_rate, price=price),
+        as_json,
+    )
+
+
+@app.command()
+def price(
+    file: Annotated[Path, typer.Argument(help="Deal YAML.")],
+    pool: Annotated[Path, typer.Option(help="CSV of loans or rep lines: balance, rate, remaining_term, ...")],
+    cpr: Annotated[float | None, typer.Option(help="Prepayment, percent per year.")] = None,
+    psa: Annotated[float | None, typer.Option(help="Prepayment, percent of PSA.")] = None,
+    abs_speed: Annotated[float | None, typer.Option("--abs", help="ABS speed, percent.")] = None,
+    cdr: Annotated[float | None, typer.Option(help="Default, percent per year.")] = None,
+    sda: Annotated[float | None, typer.Option(help="Default, percent of SDA.")] = None,
+    severity: Annotated[float, typer.Option(help="Loss severity, percent.")] = 40.0,
+    lag: Annotated[int, typer.Option(help="Months from default to recovery.")] = 0,
+    advances: Annotated[bool, typer.Option(help="The servicer advances.")] = False,
+    convention: Annotated[str, typer.Option(help="bma or default_first.")] = "bma",
+    index_rate: Annotated[float | None, typer.Option(help="Index of floating coupons, decimal.")] = None,
+    at_price: Annotated[float, typer.Option("--price", help="Percent of balance, for yields.")] = 100.0,
+    at_yield: Annotated[float | None, typer.Option("--yield", help="Percent, for prices.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Project a pool at stated speeds and price a deal on it, no models involved."""
+    from pc_pipeline.waterfall.desk import price_deal_json
+
+    answer = price_deal_json(
+        file,
+        pool,
+        cpr=cpr,
+        psa=psa,
+        abs_speed=abs_speed,
+        cdr=cdr,
+        sda=sda,
+        severity=severity,
+        lag=lag,
+        advances=advances,
+        convention=convention,
+        index_rate=index_rate,
+        price=at_price,
+        yield_percent=at_yield,
+    )
+    print_deal(answer, as_json)
 
 
 @app.command()

@@ -103,7 +103,7 @@ def base(seed: int = 42) -> Recipe:
         ),
         loan_trajectory=LoanTrajectoryStage(
             network=TrajectoryConfig(d_model=32, n_heads=2, n_layers=2, diffusion_steps=50),
-            training=TrainConfig(epochs=9, batch_size=256, lr=2e-3, patience=4),
+            training=TrainConfig(epochs=7, batch_size=256, lr=2e-3, patience=4),
         ),
         joint=JointStage(training=TrainConfig(epochs=3, lr=1e-4, patience=1000)),
         simulation=SimulationStage(n_paths=2000, n_months=60),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 import pytest
 
 from pc_pipeline.core.errors import SchemaError
 from pc_pipeline.schemas.tables import TABLES, columns, describe, failures, validate
+from pc_pipeline.schemas.tables_page import tables_page
+
+PAGE = Path(__file__).parents[2] / "docs" / "tables.md"
 
 POOL = {
     "loan_id": ["a", "b"],
@@ -52,3 +57,9 @@ def test_every_column_has_a_description(table: str) -> None:
     described = describe(table)
     assert [name for name, _, _ in described] == columns(table)
     assert all(text for _, _, text in described)
+
+
+def test_the_documentation_page_is_what_the_schemas_say() -> None:
+    assert PAGE.read_text() == tables_page(), (
+        "run: python -m pc_pipeline.schemas.tables_page > docs/tables.md"
+    )

@@ -30,9 +30,14 @@ def _output(trained: stages.Trained) -> dg.Output[Models]:
 
 @dg.asset(kinds={"pytorch"}, description="Conditional variational autoencoder of macro paths.", **TRAINING)
 def macro_vae(
-    macro_scenarios: pl.DataFrame, settings: SettingsResource, compute: ComputeResource
+    macro_scenarios: pl.DataFrame,
+    store: StoreResource,
+    settings: SettingsResource,
+    compute: ComputeResource,
 ) -> dg.Output[Models]:
-    return _output(stages.train_macro_vae(settings.load().macro_vae, macro_scenarios, compute.resolve()))
+    recipe = settings.load()
+    paths = stages.with_current_scenarios(store.store, recipe.macro_paths, macro_scenarios, settings.macro)
+    return _output(stages.train_macro_vae(recipe.macro_vae, paths, compute.resolve()))
 
 
 @dg.asset(
@@ -106,7 +111,8 @@ def joint_model(
     test = stages.scoring_set(
         store.store, recipe.tape, recipe.macro_paths, loan_panel, loan_tape, macro_scenarios
     )
-    tables = stages.LearningTables(panel=loan_panel, loans=loan_tape, macro=macro_scenarios, pool=pool)
+    paths = stages.with_current_scenarios(store.store, recipe.macro_paths, macro_scenarios, settings.macro)
+    tables = stages.LearningTables(panel=loan_panel, loans=loan_tape, macro=paths, pool=pool)
     return _output(
         stages.fine_tune(
             recipe.joint,
