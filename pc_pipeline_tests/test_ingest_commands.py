@@ -12,7 +12,7 @@ from pc_pipeline.loans.ingest import read_tape
 
 pytestmark = pytest.mark.filterwarnings("ignore:'click.utils:DeprecationWarning")  # typer's import of click
 
-TAPE = """AccountNo,Opened,Years,AmountK,APR,Product,Repayment
+TAPE = """AccountNo,Opened,Term,AmountK,APR,Product,Repayment
 1001,15.01.2023,2,10,6.5,consumer,annuity
 1002,20.02.2023,3,20,7.0,consumer,annuity
 1003,20.02.2023,3,-5,7.0,consumer,annuity
@@ -24,7 +24,7 @@ tables:
     columns:
       loan_id: AccountNo
       origination_date: {from: Opened, format: "%d.%m.%Y"}
-      term_months: {from: Years, unit: years}
+      term_months: {from: Term, unit: years}
       original_balance: {from: AmountK, unit: thousands}
       interest_rate: {from: APR, unit: percent}
       asset_class: Product

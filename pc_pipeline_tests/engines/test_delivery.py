@@ -8,13 +8,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pc_pipeline.core.errors import IngestError
+from pc_pipeline.core.errors import DataError, IngestError
 from pc_pipeline.core.store import Store
 from pc_pipeline.engines import stages
 from pc_pipeline.engines.stages.delivery import is_same_pool, pool_name
 from pc_pipeline.engines.stages.landing import claim_store, read_landing
 from pc_pipeline.loans.ingest import deliveries, pools
 from pc_pipeline.schemas.units import MACRO_SERIES
+from pc_pipeline_tests.shared_data import shared_path
 
 LANDED = ("landing_loans", "landing_panel", "landing_recoveries", "quarantine", "data_quality")
 
@@ -142,6 +143,26 @@ def test_covariates_follow_from_the_macro_history_beside_the_tape(tmp_path: Path
     assert landed.panel["rate_incentive"].to_list() == pytest.approx([-0.04] * 4)
     a = landed.panel.filter(pl.col("loan_id") == "a").sort("reporting_month")
     assert a["ltv_current"].to_list() == pytest.approx([1100 / 2400, 1000 / (2400 * 1.25)])
+
+
+def test_positions_of_one_month_make_a_pool_and_teach_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    march = [row for row in MARCH if row[1] == 3]
+    stages.land(store, str(tape(tmp_path / "book_2023-03", march)))
+    assert not stages.has_real_history(store)
+    pool = stages.pool(store, pl.DataFrame()).sort("loan_id")
+    assert pool["current_balance"].to_list() == [1000.0, 2200.0]
+    assert pool["loan_state"].to_list() == [0, 1]
+    stages.land(store, str(tape(tmp_path / "book_2023-04", APRIL)))
+    assert stages.has_real_history(store)
+
+
+def test_a_file_of_settled_loans_is_no_pool(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    stages.land(store, str(shared_path("data/sba_california")))
+    assert not stages.has_real_history(store)
+    with pytest.raises(DataError, match="no loan is alive"):
+        stages.pool(store, pl.DataFrame())
 
 
 def test_a_bad_delivery_leaves_the_landed_pool(tmp_path: Path) -> None:

@@ -354,7 +354,10 @@ def pool(store: Store, tape: pl.DataFrame) -> pl.DataFrame:
     if landing is None:
         return pool_snapshot(tape)
     if not landing.has_history:
-        return scheduled_pool(store.read_table("landing_loans"), landing.as_of_month)
+        loans, panel = store.read_table("landing_loans"), store.read_table("landing_panel")
+        if panel.is_empty():
+            return scheduled_pool(loans, landing.as_of_month)
+        return pool_snapshot(loans, panel, as_of=landing.as_of_month)
     return pool_snapshot(tape, store.read_table("landing_panel"), as_of=landing.as_of_month)
 
 
@@ -379,7 +382,7 @@ def scoring_set(
 def tape_profile(tape: pl.DataFrame) -> pl.DataFrame:
     """Loans, balance, mean rate and term by asset class."""
     return (
-        tape.group_by("asset_class")
+        tape.group_by("asset_class", maintain_order=True)
         .agg(
             pl.len().alias("loans"),
             pl.col("original_balance").sum().round(2),

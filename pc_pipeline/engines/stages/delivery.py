@@ -126,7 +126,7 @@ def land(
             rows_in=result.loans.height + result.panel.height + result.quarantine.height,
             rows_quarantined=result.quarantine.height,
             history=str(found) if found else "",
-            has_history=result.panel.height > 0,
+            has_history=has_moves(result.panel),
         ),
         tables={
             "landing_loans": result.loans,
@@ -173,6 +173,11 @@ def as_known(store: Store, pool: str, *, as_of: str = "", macro: pl.DataFrame | 
         source_sha256=used[0].source_sha256 if len(used) == 1 else hashlib.sha256(keys.encode()).hexdigest(),
         counts=dict(last.counts),
     )
+
+
+def has_moves(panel: pl.DataFrame) -> bool:
+    """Whether some loan is seen more than once: positions alone, or outcomes alone, teach no transition."""
+    return panel.height > panel["loan_id"].n_unique()
 
 
 def pool_name(paths: Sequence[str | Path]) -> str:

@@ -48,7 +48,7 @@ class Landing:
         as_of: last reported month (ISO date).
         rows_in, rows_quarantined: counts over tape and panel.
         history: path of the real macro history used with it, '' for none.
-        has_history: whether a monthly panel came with the tape.
+        has_history: whether a panel came with the tape in which some loan is seen more than once.
         pool: name of the pool among the deliveries.
     """
 

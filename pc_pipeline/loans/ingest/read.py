@@ -23,8 +23,10 @@ from pc_pipeline.loans.ingest.covariates import add_covariates
 from pc_pipeline.loans.ingest.fannie_mae import FannieMae
 from pc_pipeline.loans.ingest.files import Part, source_sha256, survey, where
 from pc_pipeline.loans.ingest.mapping import load_mapping, mapped_parts
+from pc_pipeline.loans.ingest.not_tapes import why_no_tape
 from pc_pipeline.loans.ingest.quarterly_mortgage import QuarterlyMortgage
 from pc_pipeline.loans.ingest.result import IngestResult, QualityLog
+from pc_pipeline.loans.ingest.sba import Sba
 from pc_pipeline.loans.ingest.sec_auto import SecAuto
 from pc_pipeline.loans.ingest.sec_auto_xml import SecAutoXml
 from pc_pipeline.loans.ingest.sec_cmbs import SecCmbs
@@ -39,6 +41,7 @@ ADAPTERS: Final[dict[str, Adapter]] = {
         FannieMae(),
         QuarterlyMortgage(),
         UciCards(),
+        Sba(),
         Canonical(),
     )
 }
@@ -58,6 +61,9 @@ def _recognise(parts: Sequence[Part]) -> str:
     for adapter in ADAPTERS.values():
         if adapter.matches(parts):
             return adapter.name
+    known = why_no_tape(parts)
+    if known:
+        raise IngestError("this is no loan tape", expected="one row a loan", got=known, where=parts[0].path)
     raise IngestError(
         "no adapter knows this delivery",
         expected="; ".join(f"{adapter.name}: {adapter.expects}" for adapter in ADAPTERS.values()),
