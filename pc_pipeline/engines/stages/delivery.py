@@ -23,6 +23,7 @@ from typing import Final
 import polars as pl
 
 from pc_pipeline.core.errors import ConfigError
+from pc_pipeline.core.periods import parse_month
 from pc_pipeline.core.store import Store
 from pc_pipeline.engines.stages.landing import Landing, claim_store, read_landing
 from pc_pipeline.loans.ingest import (
@@ -150,7 +151,7 @@ def as_known(store: Store, pool: str, *, as_of: str = "", macro: pl.DataFrame | 
     """
     known = delivered_history(store, pool, as_of=as_of or None)
     by_id = {one.id: one for one in deliveries(store, pool)}
-    until = [one for one in by_id.values() if not as_of or f"{one.as_of_month:%Y-%m}" <= as_of[:7]]
+    until = [one for one in by_id.values() if not as_of or one.as_of_month <= parse_month(as_of)]
     last = max(until, key=lambda one: (one.as_of_month, one.number))
     counted = sorted({*known.owners["delivery"].to_list(), last.id})
     loans, panel = known.loans, known.panel
