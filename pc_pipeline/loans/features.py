@@ -192,7 +192,7 @@ def cohort_table(loans: Any, as_of: date | None = None) -> pl.DataFrame:
     from_pool = as_of is None and "age_months" in frame.columns
     age = pl.col("age_months").mean() if from_pool else (start - month_index_expr("vintage_month").first())
     return (
-        frame.group_by("asset_class", "vintage_month")
+        frame.group_by("asset_class", "vintage_month", maintain_order=True)
         .agg(
             age.cast(pl.Float64).alias("vintage_age_months"),
             pl.col("original_balance").mean().log().alias("mean_log_balance"),

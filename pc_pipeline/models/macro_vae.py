@@ -486,7 +486,7 @@ class MacroVAE(nn.Module):
         path = torch.as_tensor(centre, dtype=torch.float32)
         path = path[torch.arange(config.seq_length).clamp(max=len(path) - 1)]
         self._check_paths(path[None], torch.zeros(1, dtype=torch.long))
-        knots = torch.linalg.lstsq(self.knots_TG, self.to_scaled(path)).solution
+        knots = torch.linalg.pinv(self.knots_TG) @ self.to_scaled(path)
         state["centre_SGM"] = torch.cat([self.centre_SGM.detach(), knots[None]])
         twin.load_state_dict(state)
         return twin.eval()

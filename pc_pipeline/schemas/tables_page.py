@@ -8,8 +8,9 @@ from pc_pipeline.schemas.tables import TABLES
 
 HEAD = """# Tables
 
-Written from the Pandera models in `pc_pipeline/schemas/tables.py` (a test holds this page to them). Every table is
-checked before it is written and again by a blocking asset check. Names and units: [naming](naming.md).
+Written from the Pandera models in `pc_pipeline/schemas/tables.py` (a test holds this page to them). Every
+table is checked before it is written and again by a blocking asset check. Names and units:
+[naming](naming.md).
 """
 
 

@@ -187,7 +187,7 @@ def loss_frame(simulations: pl.DataFrame, pool_balance: float) -> pl.DataFrame:
     """Frame `loss_distribution`: loss share and weight of every path, by scenario."""
     loss = (pl.col("defaulted_balance") - pl.col("recovery")).sum() / pool_balance
     return (
-        simulations.group_by("scenario", "path_id")
+        simulations.group_by("scenario", "path_id", maintain_order=True)
         .agg(loss.alias("loss"), pl.col("weight").first())
         .sort("scenario", "path_id")
     )
