@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
+import torch
 
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.core.store import Store
@@ -40,6 +41,7 @@ from pc_pipeline.training.trajectories import TrajectoryTrainer
 from pc_pipeline.training.transitions import TransitionTrainer
 from pc_pipeline.waterfall.deal import Deal
 
+Network = TypeVar("Network", bound=torch.nn.Module)
 Models = dict[str, tuple[Any, dict[str, Any]]]
 JOINT_FOLDER = "joint_model"
 JOINT_NOTES = ("metrics", "training", "before", "after", "calibration")
@@ -133,6 +135,13 @@ def _as_scores(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"measure": name, "value": value} for name, value in metrics.items()]
 
 
+def _seeded(build: Callable[[], Network], seed: int) -> Network:
+    """A network whose first weights depend on the seed alone; the global stream is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
 def lived_paths(macro: pl.DataFrame, lived: pl.DataFrame) -> pl.DataFrame:
     """The macro paths that loans of a panel (or counts of it) lived through."""
     keys = ["scenario", "macro_path_id"]
@@ -148,7 +157,7 @@ def train_macro_vae(stage: MacroVAEStage, macro: pl.DataFrame, device: str) -> T
     network = dataclasses.replace(
         stage.network, n_scenarios=len(names), scenario_names=names, seq_length=int(str(months))
     )
-    model = MacroVAE(network).to(device)
+    model = _seeded(lambda: MacroVAE(network), stage.training.seed).to(device)
     trainer = MacroVAETrainer(model, lr=stage.training.lr, config=stage.training)
     history = trainer.fit(paths, epochs=stage.training.epochs, batch_size=stage.training.batch_size)
     card = _card(history, stage.training, notes=history.get("notes", []))
@@ -165,7 +174,7 @@ def train_transition_transformer(
     network = stage.network
     if OBSERVED in transitions["scenario"].unique().to_list():
         network = dataclasses.replace(network, moves="observable")
-    model = TransitionTransformer(network).to(device)
+    model = _seeded(lambda: TransitionTransformer(network), stage.training.seed).to(device)
     trainer = TransitionTrainer(model, lr=stage.training.lr, config=stage.training)
     history = trainer.fit(
         cohorts,
@@ -193,7 +202,7 @@ def train_loan_trajectory(
     """Train the loan model on histories beside the rows of their cohorts."""
     trajectories = prepare_trajectories(learning_rows(panel), tape, lived_paths(macro, panel))
     transition_model = cohort_models["transition_transformer"][0].to(device)
-    model = LoanTrajectoryModel(stage.network).to(device)
+    model = _seeded(lambda: LoanTrajectoryModel(stage.network), stage.training.seed).to(device)
     trainer = TrajectoryTrainer(model, lr=stage.training.lr, config=stage.training)
     history = trainer.fit(
         tape,
