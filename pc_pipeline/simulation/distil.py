@@ -23,6 +23,7 @@ from torch import Tensor
 from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.core.rng import derive_seed, stream
 from pc_pipeline.loans.features import cohort_table
+from pc_pipeline.models.device import same_bits_twice
 from pc_pipeline.models.loan_residual import N_MOVES, LoanResidual, LoanResidualConfig
 from pc_pipeline.schemas.states import LoanState
 from pc_pipeline.schemas.units import LOAN_FEATURES
@@ -154,7 +155,8 @@ def distil_loans(
         torch.manual_seed(derive_seed(config.seed, "distil", "student") % 2**63)
         student = LoanResidual(LoanResidualConfig(n_classes=N_HISTORY, n_months=macro_PTM.shape[1]))
     student.scale.fit(features)
-    _teach(student, taught, features, config)
+    with same_bits_twice():
+        _teach(student, taught, features, config)
     with torch.inference_mode():
         student.intercept.copy_(_solve_intercepts(student, taught, features, config.shrinkage))
         student.severity.copy_(torch.from_numpy(_severity_table(taught, held_out)))

@@ -210,7 +210,12 @@ def _by_cohort(
     frame = pl.DataFrame(
         {"label": labels, "observed": defaults[rows, 0].numpy(), "expected": defaults[rows, 1].numpy()}
     )
-    return frame.group_by("label", maintain_order=True).agg(pl.col("observed", "expected").sum()).sort("label").rows()
+    return (
+        frame.group_by("label", maintain_order=True)
+        .agg(pl.col("observed", "expected").sum())
+        .sort("label")
+        .rows()
+    )
 
 
 def _default_gap(moves: _Moves) -> float:

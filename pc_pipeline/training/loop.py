@@ -34,6 +34,7 @@ from torch import nn
 from pc_pipeline.core.errors import ModelError
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.core.store import replace_file
+from pc_pipeline.models.device import same_bits_twice
 from pc_pipeline.training.config import TrainConfig
 
 LOG = logging.getLogger("pc_pipeline.training")
@@ -135,11 +136,12 @@ def make_optimizer(
 
 @contextlib.contextmanager
 def torch_threads(n_threads: int) -> Iterator[None]:
-    """`n_threads` inside, the former number after."""
+    """`n_threads` and repeatable sums inside, the former settings after."""
     former = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
-        yield
+        with same_bits_twice():
+            yield
     finally:
         torch.set_num_threads(former)
 

@@ -179,7 +179,9 @@ def _observed(
         .sort("scenario", "macro_path_id")
     )
     by_path = {key: number for number, key in enumerate(pools.select("scenario", "macro_path_id").rows())}
-    totals = frame.group_by("scenario", "macro_path_id", "month", maintain_order=True).agg(pl.col(channels).sum())
+    totals = frame.group_by("scenario", "macro_path_id", "month", maintain_order=True).agg(
+        pl.col(channels).sum()
+    )
     cash = np.zeros((pools.height, months, len(channels)))
     place = [by_path[key] for key in totals.select("scenario", "macro_path_id").rows()]
     cash[place, totals["month"].to_numpy()] = totals.select(channels).to_numpy()
@@ -206,7 +208,9 @@ def _observed(
 
 def _class_severities(panel: pl.DataFrame) -> np.ndarray:
     """(4,) loss over charge-off by class; `DEFAULT_SEVERITY` where nothing defaulted."""
-    sums = panel.group_by("asset_class", maintain_order=True).agg(pl.col("charge_off_amount").sum(), pl.col("loss_amount").sum())
+    sums = panel.group_by("asset_class", maintain_order=True).agg(
+        pl.col("charge_off_amount").sum(), pl.col("loss_amount").sum()
+    )
     found = {row[0]: (row[1], row[2]) for row in sums.rows()}
     values = []
     for name in ASSET_CLASSES:
@@ -222,7 +226,9 @@ def _systematic_share(frame: pl.DataFrame, opening: np.ndarray, loss_P: np.ndarr
     loan = frame.group_by("scenario", "macro_path_id", "loan_id", maintain_order=True).agg(
         (pl.col("defaulted") - pl.col("recovered")).sum().alias("loss")
     )
-    chance = loan.group_by("scenario", "macro_path_id", maintain_order=True).agg((pl.col("loss").var() * pl.len()).alias("v"))
+    chance = loan.group_by("scenario", "macro_path_id", maintain_order=True).agg(
+        (pl.col("loss").var() * pl.len()).alias("v")
+    )
     own = chance.sort("scenario", "macro_path_id")["v"].fill_null(0.0).to_numpy() / opening**2
     total = float(np.var(loss_P, ddof=1))
     return float(np.sqrt(np.clip(1.0 - own.mean() / total, 0.05, 1.0))) if total > 0 else 1.0
