@@ -1,4 +1,4 @@
-"""Every recipe is complete, grows with its name, and derives all its seeds from one. (`tiny` is run by the chain.)"""
+"""Every recipe is complete, grows with its name, and derives all its seeds from one."""
 
 from __future__ import annotations
 
