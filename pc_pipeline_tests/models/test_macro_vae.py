@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -306,11 +304,3 @@ def test_bases_are_what_they_claim() -> None:
     waves = slow_basis(60, 3)
     assert np.allclose(waves.T @ waves, np.eye(3), atol=1e-12)
     assert spline_basis(3).shape == (3, 3)
-
-
-@pytest.mark.benchmark
-def test_ten_thousand_paths_take_about_a_second() -> None:
-    model = MacroVAE(MacroVAEConfig()).eval()
-    start = time.perf_counter()
-    model.generate(0, 60, 10_000)
-    print(f"{time.perf_counter() - start:.2f} s")

@@ -15,6 +15,7 @@ from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.core.periods import add_months, month_range
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.core.store import Store, replace_file
+from pc_pipeline.engines.results import macro_fan as quantiles_by_month
 from pc_pipeline.engines.stages.landing import Landing, claim_store, read_landing
 from pc_pipeline.engines.stages.scoring import ScoringSet, fresh_test_set, held_out_rows, learning_rows
 from pc_pipeline.loans.panel_generator import LoanBook
@@ -254,18 +255,12 @@ def _months_between(first: date, last: date) -> list[date]:
     return month_range(first, (last.year - first.year) * 12 + last.month - first.month + 1)
 
 
-def macro_fan(paths: MacroPaths | pl.DataFrame) -> pl.DataFrame:
-    """Table `macro_fan_report`: quantiles over paths of each series by month."""
-    frame = paths.frame if isinstance(paths, MacroPaths) else paths
-    month_number = (pl.col("month").rank("dense") - 1).cast(pl.Int64).alias("month_index")
-    quantiles = [pl.col("value").quantile(q / 100, "linear").alias(f"p{q:02d}") for q in (5, 25, 50, 75, 95)]
-    return (
-        frame.with_columns(month_number)
-        .unpivot(MACRO_NAMES, index=["scenario", "month_index"], variable_name="series")
-        .group_by("scenario", "series", "month_index", maintain_order=True)
-        .agg(quantiles)
-        .sort("scenario", "series", "month_index")
-    )
+def macro_fan(paths: MacroPaths) -> pl.DataFrame:
+    """Table `macro_fan_report` of one scenario's stored paths."""
+    ordered = paths.frame.sort("macro_path_id", "month")
+    values = ordered.select(MACRO_NAMES).to_numpy()
+    n_paths = ordered["macro_path_id"].n_unique()
+    return quantiles_by_month(values.reshape(n_paths, -1, len(MACRO_NAMES)), ordered["scenario"][0])
 
 
 # ---- loans -----------------------------------------------------------------------------------
