@@ -16,12 +16,13 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training rows, >= 1.
-        batch_size: rows per step, >= 1.
+        batch_size: rows per step (and process, under torchrun), >= 1.
         lr: peak learning rate, > 0.
         weight_decay: AdamW decay of matrices (vectors and biases are not decayed), >= 0.
         warmup_share: share of all steps with a linearly rising rate, 0..1; a cosine falls after it.
         final_lr_share: rate of the last step as a share of `lr`, 0..1.
         clip: largest gradient norm, > 0.
+        explosion: a norm of more than so many times `clip` is an error, not a step, > 1.
         patience: epochs without a better validation loss before stopping, >= 1.
         min_epochs: no stop before this many epochs, >= 0.
         seed: of batch order, dropout and sampling.
@@ -37,6 +38,7 @@ class TrainConfig:
     warmup_share: float = 0.05
     final_lr_share: float = 0.02
     clip: float = 1.0
+    explosion: float = 1e6
     patience: int = 20
     min_epochs: int = 0
     seed: int = 0
@@ -54,6 +56,8 @@ class TrainConfig:
         for name in ("warmup_share", "final_lr_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is no share", expected="0..1", got=getattr(self, name))
+        if not self.explosion > 1:
+            raise ConfigError("explosion is no multiple of clip", expected="> 1", got=self.explosion)
         if self.weight_decay < 0 or self.min_epochs < 0:
             raise ConfigError("weight_decay and min_epochs are at least 0", got=self)
         if self.precision not in PRECISIONS:

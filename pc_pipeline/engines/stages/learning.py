@@ -111,6 +111,13 @@ class Trained:
     scores: list[dict[str, Any]]
 
     @property
+    def epochs(self) -> list[dict[str, float]]:
+        """One row per epoch: loss, val_loss, lr."""
+        names = [name for name in ("loss", "val_loss", "lr") if self.history.get(name)]
+        curves = zip(*(self.history[name] for name in names), strict=True)
+        return [{"epoch": k, **dict(zip(names, row, strict=True))} for k, row in enumerate(curves, start=1)]
+
+    @property
     def final_losses(self) -> dict[str, float]:
         """Last value of each loss curve."""
         return {

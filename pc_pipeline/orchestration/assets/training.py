@@ -1,5 +1,7 @@
 """Component models, the jointly fine-tuned model and its compiled form; trained over all scenarios."""
 
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -9,6 +11,7 @@ from pc_pipeline.engines import stages
 from pc_pipeline.orchestration.assets.common import HEAVY_TAGS, OWNERS, as_markdown, plot_metadata
 from pc_pipeline.orchestration.resources import ComputeResource, SettingsResource, StoreResource
 from pc_pipeline.reports import model_plots
+from pc_pipeline.training.watch import keep_training
 
 Models = dict[str, tuple[Any, dict[str, Any]]]
 TRAINING: Any = {
@@ -20,11 +23,20 @@ TRAINING: Any = {
 }
 
 
+def _kept(store: StoreResource) -> AbstractContextManager[Path]:
+    """Curves for TensorBoard, and the file from which a killed run goes on."""
+    return keep_training(store.store.root / "training")
+
+
 def _output(trained: stages.Trained) -> dg.Output[Models]:
     metadata: dict[str, Any] = {"scores": as_markdown(trained.scores)}
     if trained.history:
         curve = model_plots.training_curves(trained.history)
-        metadata |= {"curve": plot_metadata(curve, "training curve"), **trained.final_losses}
+        metadata |= {
+            "curve": plot_metadata(curve, "training curve"),
+            "epochs": as_markdown(trained.epochs),
+            **trained.final_losses,
+        }
     return dg.Output(trained.models, metadata=metadata)
 
 
@@ -37,7 +49,8 @@ def macro_vae(
 ) -> dg.Output[Models]:
     recipe = settings.load()
     paths = stages.with_current_scenarios(store.store, recipe.macro_paths, macro_scenarios, settings.macro)
-    return _output(stages.train_macro_vae(recipe.macro_vae, paths, compute.resolve()))
+    with _kept(store):
+        return _output(stages.train_macro_vae(recipe.macro_vae, paths, compute.resolve()))
 
 
 @dg.asset(
@@ -47,14 +60,17 @@ def transition_transformer(
     transitions: pl.DataFrame,
     loan_tape: pl.DataFrame,
     macro_scenarios: pl.DataFrame,
+    store: StoreResource,
     settings: SettingsResource,
     compute: ComputeResource,
 ) -> dg.Output[Models]:
-    return _output(
-        stages.train_transition_transformer(
-            settings.load().transition_transformer, transitions, loan_tape, macro_scenarios, compute.resolve()
+    stage = settings.load().transition_transformer
+    with _kept(store):
+        return _output(
+            stages.train_transition_transformer(
+                stage, transitions, loan_tape, macro_scenarios, compute.resolve()
+            )
         )
-    )
 
 
 @dg.asset(
@@ -67,19 +83,17 @@ def loan_trajectory(
     loan_tape: pl.DataFrame,
     macro_scenarios: pl.DataFrame,
     transition_transformer: Models,
+    store: StoreResource,
     settings: SettingsResource,
     compute: ComputeResource,
 ) -> dg.Output[Models]:
-    return _output(
-        stages.train_loan_trajectory(
-            settings.load().loan_trajectory,
-            loan_panel,
-            loan_tape,
-            macro_scenarios,
-            transition_transformer,
-            compute.resolve(),
+    stage, device = settings.load().loan_trajectory, compute.resolve()
+    with _kept(store):
+        return _output(
+            stages.train_loan_trajectory(
+                stage, loan_panel, loan_tape, macro_scenarios, transition_transformer, device
+            )
         )
-    )
 
 
 @dg.asset(kinds={"numpy"}, description="The lookup table that every model must beat.", **TRAINING)
@@ -113,13 +127,6 @@ def joint_model(
     )
     paths = stages.with_current_scenarios(store.store, recipe.macro_paths, macro_scenarios, settings.macro)
     tables = stages.LearningTables(panel=loan_panel, loans=loan_tape, macro=paths, pool=pool)
-    return _output(
-        stages.fine_tune(
-            recipe.joint,
-            models,
-            tables,
-            stages.find_deal(settings.deal, settings.deals_dir, pool),
-            test,
-            compute.resolve(),
-        )
-    )
+    deal = stages.find_deal(settings.deal, settings.deals_dir, pool)
+    with _kept(store):
+        return _output(stages.fine_tune(recipe.joint, models, tables, deal, test, compute.resolve()))
