@@ -4,9 +4,9 @@
 
 1. Ratio: the package and the loop of `pc_pipeline_tests/loans/reference.py` make the same table (checked
    first); rows/s interleaved A B A B, seven rounds, median of the ratios.
-2. Stream: each size runs in a process of its own, which generates chunk by chunk into one compact Parquet
-   file; peak resident memory is the kernel's figure for that process. --full adds 1 M loans and 60 M rows.
-3. Size: the same rows as plain zstd Parquet (pyarrow's and polars' defaults) and compact.
+2. Stream: each size runs in a process of its own, which generates chunk by chunk into table loan_panel of a
+   store; peak resident memory is the kernel's figure for that process. --full adds 1 M loans and 60 M rows.
+3. Size: the same rows as plain zstd Parquet (pyarrow's and polars' defaults) and as the store keeps them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from benchmarks.machine import machine_line, write_result
+from pc_pipeline.core.store import Store
 from pc_pipeline.loans.macro_index import macro_paths
 from pc_pipeline.loans.panel_generator import generate_book
-from pc_pipeline.loans.panel_store import scan_panel, write_panel
+from pc_pipeline.loans.panel_store import PANEL_FORMAT
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
 from pc_pipeline.scenarios.generator import MacroScenarioGenerator, macro_table
 from pc_pipeline_tests.loans.reference import loop_panel
@@ -68,12 +69,15 @@ def ratios() -> list[tuple[float, float]]:
     return found
 
 
-def stream(n_loans: int, path: Path) -> dict[str, float]:
+def stream(n_loans: int, folder: Path) -> dict[str, float]:
     """Generate and store one portfolio in this process."""
     start = time.perf_counter()
     generator = LoanTapeGenerator(n_loans=n_loans, random_seed=1)
-    rows = write_panel(path, (book.panel for book in generator.stream_scenario(baseline())))
+    books = generator.stream_scenario(baseline())
+    chunks = (book.panel for book in books)
+    path = Store(folder).write_table("loan_panel", chunks, "baseline", form=PANEL_FORMAT)
     seconds = time.perf_counter() - start
+    rows = pq.ParquetFile(path).metadata.num_rows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"rows": rows, "seconds": seconds, "peak_mib": peak, "bytes_per_row": path.stat().st_size / rows}
 
@@ -81,7 +85,7 @@ def stream(n_loans: int, path: Path) -> dict[str, float]:
 def stream_apart(n_loans: int) -> dict[str, float]:
     """`stream` in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--stream", str(n_loans), str(Path(folder) / "panel.parquet")]
+        command = [sys.executable, __file__, "--stream", str(n_loans), folder]
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -92,10 +96,12 @@ def sizes() -> dict[str, float]:
         folder = Path(name)
         pq.write_table(panel.to_arrow(), folder / "pyarrow.parquet", compression="zstd")
         panel.write_parquet(folder / "polars.parquet", compression="zstd")
-        write_panel(folder / "compact.parquet", [panel])
-        if not scan_panel(folder / "compact.parquet").collect().equals(panel):
-            raise SystemExit("the compact file does not give back what was written")
-        return {path.stem: path.stat().st_size / panel.height for path in folder.glob("*.parquet")}
+        files = {name: folder / f"{name}.parquet" for name in ("pyarrow", "polars")}
+        store = Store(folder)
+        files["store"] = store.write_table("loan_panel", panel, "baseline", form=PANEL_FORMAT)
+        if not store.read_table("loan_panel").equals(panel):
+            raise SystemExit("the store does not give back what was written")
+        return {name: path.stat().st_size / panel.height for name, path in files.items()}
 
 
 def report(full: bool) -> str:
@@ -121,9 +127,9 @@ def report(full: bool) -> str:
             f"{got['rows'] / got['seconds'] / 1e6:.2f} | {got['peak_mib']:.0f} | {got['bytes_per_row']:.2f} |"
         )
     found = sizes()
-    lines += ["", "## Bytes per row", "", "| file | bytes/row | compact is |", "|---|---|---|"]
+    lines += ["", "## Bytes per row", "", "| file | bytes/row | the store's is |", "|---|---|---|"]
     lines += [
-        f"| {name} | {value:.2f} | {found['compact'] / value:.0%} |" for name, value in sorted(found.items())
+        f"| {name} | {value:.2f} | {found['store'] / value:.0%} |" for name, value in sorted(found.items())
     ]
     return "\n".join(lines) + "\n"
 
@@ -133,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--full", action="store_true", help="1 M loans and 60 M rows too")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--stream", nargs=2, metavar=("LOANS", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--stream", nargs=2, metavar=("LOANS", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stream:
         print(json.dumps(stream(int(options.stream[0]), Path(options.stream[1]))))

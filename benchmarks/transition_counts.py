@@ -25,7 +25,8 @@ import numpy as np
 import polars as pl
 
 from benchmarks.machine import machine_line, write_result
-from pc_pipeline.loans.panel_store import scan_panel, write_panel
+from pc_pipeline.core.store import Store
+from pc_pipeline.loans.panel_store import PANEL_FORMAT
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
 from pc_pipeline.loans.transitions import extract_transitions, transition_table
 from pc_pipeline.scenarios.generator import MacroScenarioGenerator, macro_table
@@ -47,9 +48,10 @@ def panel_of(n_loans: int) -> tuple[pl.DataFrame, LoanTapeGenerator]:
     macro = macro_table(MacroScenarioGenerator(n_months=60, start_date="2024-01-01"), "baseline", 8)
     generator = LoanTapeGenerator(n_loans=n_loans, random_seed=1)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "panel.parquet"
-        write_panel(path, (book.panel for book in generator.stream_scenario(macro)))
-        return scan_panel(path).select(*COLUMNS, "asset_class").collect().rechunk(), generator
+        store = Store(Path(folder))
+        chunks = (book.panel for book in generator.stream_scenario(macro))
+        store.write_table("loan_panel", chunks, form=PANEL_FORMAT)
+        return store.scan_table("loan_panel").select(*COLUMNS, "asset_class").collect(), generator
 
 
 def window(frame: pl.DataFrame, key: str) -> int:

@@ -1,7 +1,7 @@
 """The store: Parquet partitions swapped in whole, a DuckDB warehouse built beside and swapped in.
 
 Here: where a table, a model or a report lies and how it becomes visible. Not here: what is in it
-(`schemas`), how weights are encoded (`models.checkpoint`).
+(`schemas`), how weights are encoded (`models.checkpoint`), how a file is packed (`compact`).
 
     <root>/tables/<table>/part.parquet                 unpartitioned
     <root>/tables/<table>/scenario=<name>/part.parquet partitioned by scenario
@@ -10,7 +10,8 @@ Here: where a table, a model or a report lies and how it becomes visible. Not he
     <root>/warehouse.duckdb
 
 Every file is written to a temporary name beside its place, flushed to disk, then renamed: a reader
-sees the old file or the new one, never half of one.
+sees the old file or the new one, never half of one. Files that belong together go through `write_together`
+(`swap`): all of them or none, also when the process is killed between two.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import polars as pl
 
+from pc_pipeline.core.compact import CompactFormat, scan_any, select_sql, write_compact
 from pc_pipeline.core.errors import StoreError
+from pc_pipeline.core.swap import flush, settle, swap_in
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}$")
 _TEMPORARY = ".tmp-"
@@ -57,17 +60,20 @@ def replace_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-        _flush_folder(path.parent)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def write_frame(
+    path: Path, frame: pl.DataFrame | Iterable[pl.DataFrame], form: CompactFormat | None = None
+) -> None:
+    """Write Parquet in place, packed where `form` says how."""
+    if form is not None:
+        write_compact(path, [frame] if isinstance(frame, pl.DataFrame) else frame, form)
+        return
+    whole = frame if isinstance(frame, pl.DataFrame) else pl.concat(frame)
+    whole.write_parquet(path, compression="zstd", statistics=True)
 
 
 def file_sha256(path: Path) -> str:
@@ -95,15 +101,42 @@ class Store:
             folder = folder / f"scenario={check_name(scenario, 'scenario name')}"
         return folder / "part.parquet"
 
-    def write_table(self, table: str, frame: pl.DataFrame, scenario: str | None = None) -> Path:
-        """Swap in one table or partition; returns its path."""
+    def write_table(
+        self,
+        table: str,
+        frame: pl.DataFrame | Iterable[pl.DataFrame],
+        scenario: str | None = None,
+        form: CompactFormat | None = None,
+    ) -> Path:
+        """Swap in one table or partition; returns its path.
+
+        Args:
+            frame: the rows, or with `form` chunks of them, each forgotten once written.
+            form: how to pack them; None writes plain Parquet. Readers need not know which.
+        """
         path = self.table_path(table, scenario)
         with replace_file(path) as temporary:
-            frame.write_parquet(temporary, compression="zstd", statistics=True)
+            write_frame(temporary, frame, form)
         return path
+
+    def write_together(
+        self, files: Mapping[Path, Callable[[Path], object]], drop_tables: Sequence[str] = ()
+    ) -> None:
+        """Swap in several files of the store, and drop tables, in one moment.
+
+        Args:
+            files: path in the store -> function that writes the new file at the path it is given.
+        """
+        gone = [self.root / "tables" / check_name(table, "table name") for table in drop_tables]
+        swap_in(self.root, files, gone)
+
+    def settle(self) -> None:
+        """Finish what a killed process had begun to swap in; every reading method does so first."""
+        settle(self.root)
 
     def has_table(self, table: str, scenario: str | None = None) -> bool:
         """Whether there is anything to read."""
+        self.settle()
         if scenario is None:
             return self.table_path(table).exists() or bool(self.scenarios(table))
         return self.table_path(table, scenario).exists()
@@ -120,9 +153,10 @@ class Store:
         Raises:
             StoreError: there is nothing to read, or a file is torn.
         """
+        self.settle()
         single = self.table_path(table, scenario)
         if single.exists():
-            return pl.scan_parquet(single, hive_partitioning=False)
+            return scan_any(single)
         parts = [self.table_path(table, name) for name in self.scenarios(table)] if scenario is None else []
         if not parts:
             known = sorted(path.name for path in (self.root / "tables").glob("*")) or "no tables at all"
@@ -133,7 +167,7 @@ class Store:
                 got=known,
                 where=self.root,
             )
-        return pl.scan_parquet(parts, hive_partitioning=False)
+        return pl.concat([scan_any(part) for part in parts])
 
     def read_table(self, table: str, scenario: str | None = None) -> pl.DataFrame:
         """Eager `scan_table`.
@@ -162,16 +196,13 @@ class Store:
 
         Anyone may hold the old file open meanwhile; they keep reading the old state.
         """
+        self.settle()
         names = sorted(path.name for path in (self.root / "tables").glob("*") if path.is_dir())
         with replace_file(self.warehouse_path) as temporary:
             with duckdb.connect(str(temporary)) as connection:
                 for name in names:
                     if self.has_table(name):
-                        source = self._parquet_list(name)
-                        connection.sql(
-                            f'CREATE TABLE "{name}" AS SELECT * FROM read_parquet({source}, '
-                            "union_by_name=true, hive_partitioning=false)"
-                        )
+                        connection.sql(f'CREATE TABLE "{name}" AS {self._select(name)}')
                 connection.sql("CHECKPOINT")
             temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
         return self.warehouse_path
@@ -182,22 +213,21 @@ class Store:
         Raises:
             StoreError: the statement fails.
         """
+        self.settle()
         with duckdb.connect(":memory:") as connection:
             for folder in sorted((self.root / "tables").glob("*")):
                 if self.has_table(folder.name):
-                    connection.sql(
-                        f'CREATE VIEW "{folder.name}" AS SELECT * FROM read_parquet('
-                        f"{self._parquet_list(folder.name)}, union_by_name=true, hive_partitioning=false)"
-                    )
+                    connection.sql(f'CREATE VIEW "{folder.name}" AS {self._select(folder.name)}')
             try:
                 return connection.sql(sql).pl()
             except duckdb.Error as error:
                 raise StoreError("query failed", got=error, where=sql) from error
 
-    def _parquet_list(self, table: str) -> str:
+    def _select(self, table: str) -> str:
         single = self.table_path(table)
-        paths = [single] if single.exists() else [self.table_path(table, s) for s in self.scenarios(table)]
-        return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"
+        return select_sql(
+            [single] if single.exists() else [self.table_path(table, s) for s in self.scenarios(table)]
+        )
 
     # ---- models, reports, other files -------------------------------------------------------
 

@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from pc_pipeline.loans.panel_store import PACKED_TABLES
 from pc_pipeline.models.checkpoint import load_model, save_model
 from pc_pipeline.orchestration.resources import StoreResource
 from pc_pipeline.schemas.tables import TABLES, describe, validate
@@ -28,9 +29,8 @@ class TableIOManager(dg.ConfigurableIOManager):  # type: ignore[misc]
     def handle_output(self, context: dg.OutputContext, obj: pl.DataFrame) -> None:
         table = context.asset_key.path[-1]
         scenario = context.partition_key if context.has_partition_key else None
-        path = self.store.store.write_table(
-            table, validate(table, obj, where=scenario or "") if table in TABLES else obj, scenario
-        )
+        rows = validate(table, obj, where=scenario or "") if table in TABLES else obj
+        path = self.store.store.write_table(table, rows, scenario, form=PACKED_TABLES.get(table))
         context.add_output_metadata({**table_metadata(table, obj), "path": dg.MetadataValue.path(str(path))})
 
     def load_input(self, context: dg.InputContext) -> pl.DataFrame:

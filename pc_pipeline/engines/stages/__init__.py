@@ -6,76 +6,160 @@
     results     simulation, tranche report, committee report
     identities  what must hold between stored tables
 
-`orchestration` calls one of these per asset; a notebook can call them in the same order.
+`orchestration` calls one of these per asset; a notebook can call them in the same order. Names load on first
+use: taking in a delivery needs no network, and does not wait for one to be imported.
 """
 
-from pc_pipeline.engines.stages.data import (
-    MacroPathsConfig,
-    TapeConfig,
-    custom_scenarios,
-    find_scenario,
-    has_real_history,
-    keep_scenarios,
-    loan_panel,
-    loan_tape,
-    macro_fan,
-    macro_paths,
-    pool,
-    scoring_set,
-    state_profile,
-    tape_profile,
-    transition_matrix,
-    transitions,
-    with_current_scenarios,
-)
-from pc_pipeline.engines.stages.delivery import (
-    TakenIn,
-    as_known,
-    find_history,
-    forget_landing,
-    land,
-    landed_files,
-    pool_name,
-    quarantine_reasons,
-    take_in,
-)
-from pc_pipeline.engines.stages.identities import (
-    expected_losses,
-    is_ordered,
-    panel_breaches,
-    seniority_breaches,
-    simulation_breaches,
-)
-from pc_pipeline.engines.stages.landing import read_landing
-from pc_pipeline.engines.stages.learning import (
-    JointStage,
-    LearningTables,
-    LoanTrajectoryStage,
-    MacroVAEStage,
-    Trained,
-    TransitionStage,
-    beats_markov,
-    fine_tune,
-    fit_markov_baseline,
-    has_trained_models,
-    model_scores,
-    train_loan_trajectory,
-    train_macro_vae,
-    train_transition_transformer,
-)
-from pc_pipeline.engines.stages.results import (
-    HTML_REPORT,
-    WORKBOOK,
-    SimulationStage,
-    check_deal,
-    committee_report,
-    find_deal,
-    loss_frame,
-    quality_summary,
-    report,
-    report_frames,
-    simulate,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pc_pipeline.engines.stages.data import (
+        MacroPathsConfig,
+        TapeConfig,
+        custom_scenarios,
+        find_scenario,
+        has_real_history,
+        keep_scenarios,
+        loan_panel,
+        loan_tape,
+        macro_fan,
+        macro_paths,
+        pool,
+        scoring_set,
+        state_profile,
+        tape_profile,
+        transition_matrix,
+        transitions,
+        with_current_scenarios,
+    )
+    from pc_pipeline.engines.stages.delivery import (
+        TakenIn,
+        as_known,
+        find_history,
+        forget_landing,
+        land,
+        landed_files,
+        pool_name,
+        quarantine_reasons,
+        take_in,
+    )
+    from pc_pipeline.engines.stages.identities import (
+        expected_losses,
+        is_ordered,
+        panel_breaches,
+        seniority_breaches,
+        simulation_breaches,
+    )
+    from pc_pipeline.engines.stages.landing import read_landing
+    from pc_pipeline.engines.stages.learning import (
+        JointStage,
+        LearningTables,
+        LoanTrajectoryStage,
+        MacroVAEStage,
+        Trained,
+        TransitionStage,
+        beats_markov,
+        fine_tune,
+        fit_markov_baseline,
+        has_trained_models,
+        model_scores,
+        train_loan_trajectory,
+        train_macro_vae,
+        train_transition_transformer,
+    )
+    from pc_pipeline.engines.stages.results import (
+        HTML_REPORT,
+        WORKBOOK,
+        SimulationStage,
+        check_deal,
+        committee_report,
+        find_deal,
+        loss_frame,
+        quality_summary,
+        report,
+        report_frames,
+        simulate,
+    )
+
+_HOME: dict[str, tuple[str, ...]] = {
+    "data": (
+        "MacroPathsConfig",
+        "TapeConfig",
+        "custom_scenarios",
+        "find_scenario",
+        "has_real_history",
+        "keep_scenarios",
+        "loan_panel",
+        "loan_tape",
+        "macro_fan",
+        "macro_paths",
+        "pool",
+        "scoring_set",
+        "state_profile",
+        "tape_profile",
+        "transition_matrix",
+        "transitions",
+        "with_current_scenarios",
+    ),
+    "delivery": (
+        "TakenIn",
+        "as_known",
+        "find_history",
+        "forget_landing",
+        "land",
+        "landed_files",
+        "pool_name",
+        "quarantine_reasons",
+        "take_in",
+    ),
+    "identities": (
+        "expected_losses",
+        "is_ordered",
+        "panel_breaches",
+        "seniority_breaches",
+        "simulation_breaches",
+    ),
+    "landing": ("read_landing",),
+    "learning": (
+        "JointStage",
+        "LearningTables",
+        "LoanTrajectoryStage",
+        "MacroVAEStage",
+        "Trained",
+        "TransitionStage",
+        "beats_markov",
+        "fine_tune",
+        "fit_markov_baseline",
+        "has_trained_models",
+        "model_scores",
+        "train_loan_trajectory",
+        "train_macro_vae",
+        "train_transition_transformer",
+    ),
+    "results": (
+        "HTML_REPORT",
+        "WORKBOOK",
+        "SimulationStage",
+        "check_deal",
+        "committee_report",
+        "find_deal",
+        "loss_frame",
+        "quality_summary",
+        "report",
+        "report_frames",
+        "simulate",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 __all__ = [
     "HTML_REPORT",

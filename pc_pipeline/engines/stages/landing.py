@@ -6,17 +6,18 @@ dropped, so that no training ever mixes two pools.
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pc_pipeline.core.store import Store, replace_file
+from pc_pipeline.core.store import Store, write_frame
+from pc_pipeline.loans.panel_store import PACKED_TABLES
 
 LANDED_TABLES = ("landing_loans", "landing_panel", "landing_recoveries")
 DERIVED_TABLES = (
@@ -80,6 +81,7 @@ def read_landing(store: Store) -> Landing | None:
 
 
 def _read(store: Store) -> dict[str, Any]:
+    store.settle()
     path = _note(store)
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -97,17 +99,18 @@ def claim_store(
         pool: anything that identifies the pool (recipe and seed, or the delivered pool's name). A restated
             month is the same pool.
         landing: the landed tape's note, None for a generated pool.
-        tables: the landed tables. All are written whole before the first is swapped in, the note last.
+        tables: the landed tables. Note, tables and what is dropped change in one moment (`core.swap`).
     """
     before = _read(store)
     after = {"pool": pool, "landing": asdict(landing) if landing else None}
-    with contextlib.ExitStack() as swaps:  # leaves in reverse: the note, entered first, is swapped last
-        if after != before:
-            note = swaps.enter_context(replace_file(_note(store)))
-            note.write_text(json.dumps(after, indent=2, sort_keys=True))
-        for name, frame in (tables or {}).items():
-            temporary = swaps.enter_context(replace_file(store.table_path(name)))
-            frame.write_parquet(temporary, compression="zstd", statistics=True)
-        if before and before.get("pool") != pool:
-            for table in DERIVED_TABLES + (() if landing else LANDED_TABLES + QUALITY_TABLES):
-                store.drop_table(table)
+    files: dict[Path, Callable[[Path], object]] = {
+        store.table_path(name): partial(write_frame, frame=frame, form=PACKED_TABLES.get(name))
+        for name, frame in (tables or {}).items()
+    }
+    if after != before:
+        text = json.dumps(after, indent=2, sort_keys=True)
+        files[_note(store)] = lambda path: path.write_text(text, encoding="utf-8")
+    is_other = bool(before) and before.get("pool") != pool
+    dropped = DERIVED_TABLES + (() if landing else LANDED_TABLES + QUALITY_TABLES) if is_other else ()
+    if files or dropped:
+        store.write_together(files, dropped)

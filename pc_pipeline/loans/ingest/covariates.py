@@ -54,9 +54,11 @@ def add_covariates(panel: pl.DataFrame, loans: pl.DataFrame, macro: Any) -> pl.D
     value = pl.col("_value") * pl.col("_now") / pl.col("_then")
     indexed = pl.col("asset_class").is_in(INDEXED_CLASSES) & (value > 0)
     return joined.with_columns(
-        pl.coalesce("ltv_current", pl.when(indexed).then(pl.col("outstanding_balance") / value)).alias(
-            "ltv_current"
+        pl.coalesce(
+            "ltv_current", pl.when(indexed).then((pl.col("outstanding_balance") / value).round(4))
+        ).alias("ltv_current"),
+        pl.coalesce("rate_incentive", (pl.col("interest_rate") - pl.col("yield_10y")).round(6)).alias(
+            "rate_incentive"
         ),
-        pl.coalesce("rate_incentive", pl.col("interest_rate") - pl.col("yield_10y")).alias("rate_incentive"),
         month_end_weekday().alias("month_end_weekday"),
     ).select(panel.columns)

@@ -29,14 +29,17 @@ from typing import Any, Final
 
 import polars as pl
 
+from pc_pipeline.core.compact import scan_any
 from pc_pipeline.core.errors import StoreError
 from pc_pipeline.core.periods import parse_month
-from pc_pipeline.core.store import Store, check_name, file_sha256
+from pc_pipeline.core.store import Store, check_name, file_sha256, write_frame
+from pc_pipeline.core.swap import flush
 from pc_pipeline.loans.ingest.drift import drift_rows
 from pc_pipeline.loans.ingest.files import source_sha256, survey
 from pc_pipeline.loans.ingest.merge import History, merge_deliveries
 from pc_pipeline.loans.ingest.read import read_tape
 from pc_pipeline.loans.ingest.result import IngestResult
+from pc_pipeline.loans.panel_store import PANEL_FORMAT
 
 TABLES: Final = ("loans", "panel", "recoveries", "quarantine", "quality")
 CARD: Final = "delivery.json"
@@ -87,7 +90,7 @@ class Delivery:
         if name not in TABLES:
             raise StoreError("a delivery has no such table", expected=", ".join(TABLES), got=name)
         try:
-            return pl.read_parquet(self.folder / f"{name}.parquet", hive_partitioning=False)
+            return scan_any(self.folder / f"{name}.parquet").collect()
         except (pl.exceptions.PolarsError, OSError) as error:
             raise StoreError("a delivery cannot be read", got=error, where=self.folder) from error
 
@@ -253,9 +256,9 @@ def _store(
         files = {}
         for name, frame in frames.items():
             path = temporary / f"{name}.parquet"
-            frame.write_parquet(path, compression="zstd", statistics=True)
+            write_frame(path, frame, PANEL_FORMAT if name == "panel" else None)
             files[name] = file_sha256(path)
-            _flush(path)
+            flush(path)
         card: dict[str, Any] = {
             "id": identity,
             "number": number,
@@ -269,10 +272,10 @@ def _store(
             "files": files,
         }
         (temporary / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        _flush(temporary / CARD)
-        _flush(temporary)
+        flush(temporary / CARD)
+        flush(temporary)
         os.rename(temporary, folder / identity)
-        _flush(folder)
+        flush(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Delivery(**card, folder=folder / identity, is_new=True)
@@ -285,14 +288,6 @@ def _read_card(path: Path) -> Delivery:
         return Delivery(**{name: content[name] for name in names}, folder=path.parent)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise StoreError("a delivery's card cannot be read", got=error, where=path) from error
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -195,7 +195,7 @@ def finish_panel(panel: pl.DataFrame, macro: pl.DataFrame | None = None) -> pl.D
     if macro is not None and "rate" in done.columns:
         yields = macro.select(pl.col("month").alias("reporting_month"), "yield_10y").unique("reporting_month")
         done = done.join(yields, on="reporting_month", how="left", maintain_order="left").with_columns(
-            (pl.col("rate") - pl.col("yield_10y")).alias("rate_incentive")
+            (pl.col("rate") - pl.col("yield_10y")).round(6).alias("rate_incentive")
         )
     elif "rate_incentive" not in done.columns:
         done = done.with_columns(pl.lit(None, pl.Float64).alias("rate_incentive"))
