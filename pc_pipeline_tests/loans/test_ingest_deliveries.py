@@ -5,11 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import fcntl
 import math
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import polars as pl
@@ -184,50 +179,6 @@ def test_a_torn_file_is_found(tmp_path: Path) -> None:
         verify(one)
     with pytest.raises(StoreError, match="cannot be read"):
         one.table("panel")
-
-
-def _kill_and_check(tmp_path: Path, rounds: int) -> None:
-    store, source = Store(tmp_path / "store"), tmp_path / "source"
-    source.mkdir()
-    script = Path(__file__).with_name("deliver_forever.py")
-    chance = random.Random(5)
-    root = Path(__file__).resolve().parents[2]
-    reached = 0
-    for _ in range(rounds):
-        command = [sys.executable, str(script), str(store.root), str(source), str(reached + 1)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
-            assert process.stdout is not None
-            process.stdout.readline()  # it is about to deliver
-            time.sleep(chance.uniform(0.0, 0.4))
-            process.send_signal(signal.SIGKILL)
-            told = process.stdout.read().split()
-            process.wait()
-        started = int(told[-1]) if told else reached + 1
-        found = deliveries(store)
-        for one in found:
-            verify(one)
-            made_by = one.table("loans")["originator_id"].unique().to_list()
-            assert len(made_by) == 1  # never half of one and half of another
-        numbers = [one.number for one in found]
-        assert numbers == list(range(1, len(found) + 1))
-        # everything said to be finished is there; the last one may or may not be
-        assert {f"delivery {k}" for k in range(reached + 1, started)} <= {
-            one.table("loans")["originator_id"][0] for one in found
-        }
-        if found:
-            assert history(store).loans.height == 3_000
-        reached = started
-    assert deliver(store, source / "tape.csv").table("loans").height == 3_000
-    assert list((store.root / "deliveries" / "pool").glob(".tmp-*")) == []
-
-
-def test_kill_at_random_moments(tmp_path: Path) -> None:
-    _kill_and_check(tmp_path, rounds=2)
-
-
-@pytest.mark.slow
-def test_kill_fifty_times(tmp_path: Path) -> None:
-    _kill_and_check(tmp_path, rounds=50)
 
 
 def test_two_processes_do_not_deliver_at_once(tmp_path: Path) -> None:
