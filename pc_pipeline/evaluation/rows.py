@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from pc_pipeline.loans.trajectories import Trajectories
+from pc_pipeline.models.history import state_history
+from pc_pipeline.models.payment_history import payment_facts, payment_windows
 from pc_pipeline.models.transition_transformer import MIN_MACRO_PATHS
-from pc_pipeline.schemas.states import LoanState
+from pc_pipeline.schemas.states import N_LIVING, LoanState
 from pc_pipeline.schemas.units import ASSET_CLASSES
 
 
@@ -27,7 +30,9 @@ class ScoringRows:
         moves: columns asset_class, from_state, to_state, since_miss, age_months, is_final.
         cluster: (N,) loan number, for standard errors. features: (N,24) scaled loan features.
         macro: (N,9) macro of the arrival month; None with fewer than `MIN_MACRO_PATHS` paths, where it only
-            tells the time. observed: (N,F) observed payment history, or None.
+            tells the time. observed: (N,F) payment facts, NaN where unknown, or None.
+        past: (N,7) what the states before say, `models.history.state_history`.
+        segments: (N,2) industry and region codes, or None.
         calendar: (N,2) month of year, weekday of the last day.
         history, month: (N,) place in the aligned histories.
     """
@@ -37,6 +42,8 @@ class ScoringRows:
     features: np.ndarray
     macro: np.ndarray | None
     observed: np.ndarray | None
+    past: np.ndarray
+    segments: np.ndarray | None
     calendar: np.ndarray
     history: np.ndarray
     month: np.ndarray
@@ -62,6 +69,8 @@ class ScoringRows:
             features=self.features[chosen],
             macro=None if self.macro is None else self.macro[chosen],
             observed=None if self.observed is None else self.observed[chosen],
+            past=self.past[chosen],
+            segments=None if self.segments is None else self.segments[chosen],
             calendar=self.calendar[chosen],
             history=self.history[chosen],
             month=self.month[chosen],
@@ -69,14 +78,14 @@ class ScoringRows:
 
 
 def scoring_rows(
-    trajectories: Trajectories, only: np.ndarray | None = None, observed: np.ndarray | None = None
+    trajectories: Trajectories, only: np.ndarray | None = None, with_payments: bool = False
 ) -> ScoringRows:
     """All observed moves of some histories.
 
     Args:
         trajectories: from `loans.prepare_trajectories`.
         only: (H,) bool, the histories wanted; None takes all.
-        observed: (H,T,F) observed history beside the states, or None.
+        with_payments: whether what was paid before is known beside the states.
 
     Notes:
         Maturity is booked as the contract does: in and after the final month, performing and prepaid
@@ -116,7 +125,9 @@ def scoring_rows(
         cluster=trajectories.loan_row[history],
         features=trajectories.features[history],
         macro=macro,
-        observed=None if observed is None else observed[history, month],
+        observed=_payment_facts(trajectories, history, month) if with_payments else None,
+        past=_past(trajectories, since0=trajectories.initial_months_since_miss)[history, month],
+        segments=trajectories.segments[history],
         calendar=_calendar(trajectories, history, month),
         history=history,
         month=month,
@@ -148,6 +159,22 @@ def _since_miss(trajectories: Trajectories) -> np.ndarray:
         now = np.where(now >= 0, now + 1, now)
         state = trajectories.states[:, month].astype(np.int64)
     return since
+
+
+def _past(trajectories: Trajectories, since0: np.ndarray) -> np.ndarray:
+    """(H,T,7) run features of the states before each month."""
+    states = torch.from_numpy(trajectories.states.astype(np.int64))
+    initial = torch.from_numpy(trajectories.initial_state.astype(np.int64))
+    before = torch.cat([initial[:, None], states[:, :-1]], dim=1)
+    return state_history(before, torch.from_numpy(since0.astype(np.int64))).run.numpy()
+
+
+def _payment_facts(trajectories: Trajectories, history: np.ndarray, month: np.ndarray) -> np.ndarray:
+    """(N,F) `models.payment_history.PAYMENT_FACTS`."""
+    states = trajectories.states
+    living = (states >= 0) & (states < N_LIVING)
+    windows = payment_windows(np.where(living, trajectories.payment_ratio, np.nan))[history, month]
+    return payment_facts(torch.from_numpy(windows.copy())).numpy()
 
 
 def _calendar(trajectories: Trajectories, history: np.ndarray, month: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from pc_pipeline.loans.features import (
 from pc_pipeline.loans.frames import to_polars
 from pc_pipeline.loans.macro_index import MacroPaths, macro_paths
 from pc_pipeline.loans.panel_rows import KEY, PanelMoves, final_months, panel_moves
+from pc_pipeline.loans.segments import segment_codes
 from pc_pipeline.schemas.states import PADDING
 
 
@@ -43,6 +44,7 @@ class Trajectories:
         initial_balance: (N,) balance before column 0.
         recovery_rate: (N,) float32, ultimate recovery over charge-off; NaN without a default.
         features: (N, 24) float32 scaled, age at the start. missing: (N, 24) bool. scaler: their constants.
+        segments: (N, 2) float32 industry and region codes, NaN where unknown.
         cohorts: `cohort_table` of the tape. cohort_row: (N,) row in it. loan_row: (N,) row of the tape.
         macro: paths on the calendar, or None. macro_row: (N,) row in them, or None.
     """
@@ -63,6 +65,7 @@ class Trajectories:
     features: np.ndarray
     missing: np.ndarray
     scaler: FeatureScaler
+    segments: np.ndarray
     cohorts: pl.DataFrame
     cohort_row: np.ndarray
     loan_row: np.ndarray
@@ -188,6 +191,7 @@ def prepare_trajectories(
         features=values,
         missing=missing,
         scaler=fitted,
+        segments=segment_codes(tape)[loan_row],
         cohorts=cohorts,
         cohort_row=_cohort_rows(tape, cohorts)[loan_row],
         loan_row=loan_row,

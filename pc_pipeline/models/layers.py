@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pc_pipeline.core.errors import ConfigError, ModelError
+from pc_pipeline.schemas.units import N_SEGMENT_CODES
 
 
 def check_heads(width: int, heads: int) -> None:
@@ -261,6 +262,21 @@ class NormalScores(nn.Module):
         return torch.where(torch.isnan(x_NF), torch.zeros_like(scores), scores)
 
 
+def segment_effect(table_SV: Tensor, codes_B2: Tensor) -> Tensor:
+    """(B,V) effect of industry and region: of the pair, of each; zero where a code is NaN.
+
+    Args:
+        table_SV: rows industry * K + region, then K industries, then K regions, K = `N_SEGMENT_CODES`.
+        codes_B2: (B,2) codes 0..K-1.
+    """
+    size = N_SEGMENT_CODES
+    known = (~torch.isnan(codes_B2)).to(table_SV.dtype)
+    industry, region = torch.nan_to_num(codes_B2).long().clamp(0, size - 1).unbind(-1)
+    of_pair = table_SV[industry * size + region] * known.prod(-1, keepdim=True)
+    of_industry = table_SV[size * size + industry] * known[:, :1]
+    return of_pair + of_industry + table_SV[size * (size + 1) + region] * known[:, 1:]
+
+
 def log_or_minus_infinity(probability: Tensor) -> Tensor:
     """log p, exactly -inf where p = 0, with a gradient that stays finite."""
     tiny = torch.finfo(probability.dtype).tiny
@@ -291,5 +307,6 @@ def require_months(months: int, max_months: int) -> None:
 def zero_init(layer: nn.Linear) -> nn.Linear:
     """The layer with weights and bias zero, so that what it adds starts at nothing."""
     nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.models.checkpoint import register
-from pc_pipeline.models.layers import Scaler, require_shape, zero_init
+from pc_pipeline.models.layers import Scaler, require_shape, segment_effect, zero_init
 from pc_pipeline.models.spec import TensorSpec
 from pc_pipeline.schemas.states import N_LIVING
-from pc_pipeline.schemas.units import LOAN_FEATURES
+from pc_pipeline.schemas.units import LOAN_FEATURES, N_LOAN_INPUTS, N_SEGMENT_CODES, SEGMENT_CODES
 
 N_MOVES = 6  # performing, 30dpd, 60dpd, 90dpd, default, prepaid
 
@@ -53,10 +54,12 @@ class LoanResidual(nn.Module):
         super().__init__()
         self.config = config
         n_features, cells = len(LOAN_FEATURES), config.n_classes * N_MOVES
-        self.scale = Scaler(torch.zeros(n_features), torch.ones(n_features))
+        self.scale = Scaler(torch.zeros(N_LOAN_INPUTS), torch.ones(N_LOAN_INPUTS))
         self.hidden = nn.Sequential(nn.Linear(2 * n_features, config.width), nn.GELU())
         self.out = zero_init(nn.Linear(config.width, cells))
         self.wide = zero_init(nn.Linear(2 * n_features, cells))
+        # Industry x region, then industry, then region; as in the loan model.
+        self.segment = nn.Parameter(torch.zeros((N_SEGMENT_CODES + 2) * N_SEGMENT_CODES, cells))
         self.register_buffer("intercept", torch.zeros(config.n_months, N_LIVING, N_MOVES))
         self.register_buffer("severity", torch.zeros(4, 33))  # quantiles of loss given default by class
 
@@ -65,8 +68,15 @@ class LoanResidual(nn.Module):
         return {"loan_features": TensorSpec(("B", len(LOAN_FEATURES)))}
 
     def forward(self, loan_features: Tensor) -> Tensor:
-        """(B, 24) raw features, NaN where missing -> residual logits (B, classes, 6)."""
-        require_shape("loan_features", loan_features, (None, len(LOAN_FEATURES)))
-        x = torch.cat([self.scale(loan_features), torch.isnan(loan_features).float()], dim=-1)
+        """(B, 24) raw features, or (B, 38) with `LOAN_EXTRAS` -> residual logits (B, classes, 6).
+
+        NaN where missing. Of the extras it reads the segment codes; payments are history, as is the class.
+        """
+        size = len(LOAN_FEATURES)
+        if loan_features.dim() != 2 or loan_features.shape[1] != N_LOAN_INPUTS:
+            require_shape("loan_features", loan_features, (None, size))
+            loan_features = pad(loan_features, (0, N_LOAN_INPUTS - size), value=torch.nan)
+        x = torch.cat([self.scale(loan_features)[:, :size], torch.isnan(loan_features[:, :size]).float()], -1)
         flat = self.out(self.hidden(x)) + self.wide(x)
+        flat = flat + segment_effect(self.segment, loan_features[:, size : size + len(SEGMENT_CODES)])
         return flat.unflatten(-1, (self.config.n_classes, N_MOVES))

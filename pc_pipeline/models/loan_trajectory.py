@@ -27,18 +27,25 @@ from pc_pipeline.models.layers import (
     CausalBlock,
     KeyValueCache,
     NormalScores,
-    Scaler,
     check_heads,
     log_or_minus_infinity,
     require_months,
     require_shape,
+    segment_effect,
     zero_init,
 )
-from pc_pipeline.models.paid_through import month_cash, scheduled_balances
+from pc_pipeline.models.loan_money import run_ledger
+from pc_pipeline.models.payment_history import N_PAYMENT_INPUTS, WINDOW, payment_inputs, shift_window
 from pc_pipeline.models.spec import TensorSpec
 from pc_pipeline.models.transition_transformer import CalendarTerm, age_features
 from pc_pipeline.schemas.states import N_LIVING, N_STATES, LoanState
-from pc_pipeline.schemas.units import ASSET_CLASSES, LOAN_FEATURES, MACRO_NAMES, N_MACRO
+from pc_pipeline.schemas.units import (
+    ASSET_CLASSES,
+    LOAN_FEATURES,
+    N_LOAN_INPUTS,
+    N_SEGMENT_CODES,
+    SEGMENT_CODES,
+)
 
 _COLUMN: Final = {name: number for number, name in enumerate(LOAN_FEATURES)}
 # Typical raw features and their spread where training constants are not yet known; the others are flags.
@@ -76,7 +83,8 @@ class TrajectoryConfig:
         diffusion_steps: steps of the value head while training.
         idio_scale: multiplier of the residual logits: smaller keeps loans nearer to their cohort.
         dropout: share, while training.
-        n_history_features: width of the optional observed history (payment ratio, arrears, ...).
+        reads_payments: whether past payments are an input beside past states (real tapes; where a state fixes
+            its payment they say nothing new).
         max_months: longest history.
     """
 
@@ -88,7 +96,7 @@ class TrajectoryConfig:
     diffusion_steps: int = 100
     idio_scale: float = 0.3
     dropout: float = 0.1
-    n_history_features: int = 0
+    reads_payments: bool = False
     max_months: int = 600
 
     def __post_init__(self) -> None:
@@ -99,16 +107,11 @@ class TrajectoryConfig:
                 expected=(len(LOAN_FEATURES), N_STATES),
                 got=(self.n_loan_features, self.n_states),
             )
-        if (
-            self.n_layers < 1
-            or self.max_months < 1
-            or not 0 <= self.dropout < 1
-            or self.n_history_features < 0
-        ):
+        if self.n_layers < 1 or self.max_months < 1 or not 0 <= self.dropout < 1:
             raise ConfigError(
                 "size out of range",
-                expected="n_layers, max_months >= 1; 0 <= dropout < 1; n_history_features >= 0",
-                got=f"{self.n_layers}, {self.max_months}, {self.dropout}, {self.n_history_features}",
+                expected="n_layers, max_months >= 1; 0 <= dropout < 1",
+                got=f"{self.n_layers}, {self.max_months}, {self.dropout}",
             )
         if not self.idio_scale > 0 or self.diffusion_steps < 2:
             raise ConfigError(
@@ -147,9 +150,6 @@ class LoanTrajectoryModel(nn.Module):
         mean, sd = zip(*_TYPICAL.values(), strict=True)
         self.loan_scale = NormalScores(torch.tensor(mean), torch.tensor(sd))
         self.register_buffer("reference_month", torch.tensor(0))
-        self.history_scale = Scaler(
-            torch.zeros(config.n_history_features), torch.ones(config.n_history_features)
-        )
         self.loan_in = nn.Sequential(nn.Linear(N_STATIC, width), nn.GELU(), nn.Linear(width, width))
         self.state_in = nn.Embedding(N_STATES, width)
         self.recency_in = nn.Embedding(N_RECENCY, width)
@@ -168,9 +168,12 @@ class LoanTrajectoryModel(nn.Module):
         self.vintage = nn.Parameter(torch.zeros(len(ASSET_CLASSES) * MAX_VINTAGES, _VINTAGE_WIDTH))
         self.wide_vintage = nn.Linear(_VINTAGE_WIDTH, cells, bias=False)
         self.wide_recency = nn.Parameter(torch.zeros(N_RECENCY, cells))
-        if config.n_history_features:
-            self.history_in = nn.Linear(2 * config.n_history_features + 1, width)
-            self.wide_history = zero_init(nn.Linear(2 * config.n_history_features + 1, cells))
+        # Rows: industry x region, then industry, then region.
+        self.segment = nn.Parameter(torch.zeros((N_SEGMENT_CODES + 2) * N_SEGMENT_CODES, _VINTAGE_WIDTH))
+        self.wide_segment = nn.Linear(_VINTAGE_WIDTH, cells, bias=False)
+        if config.reads_payments:
+            self.history_in = nn.Linear(N_PAYMENT_INPUTS, width, bias=False)
+            self.wide_history = zero_init(nn.Linear(N_PAYMENT_INPUTS, cells, bias=False))
         self.value_head = DiffusionHead(2 * width, config.diffusion_steps)
 
     def describe_inputs(self) -> dict[str, TensorSpec]:
@@ -186,9 +189,10 @@ class LoanTrajectoryModel(nn.Module):
     # ---- parts ------------------------------------------------------------------------------
 
     def encode_loan(self, loan_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B,24) raw -> static inputs (B,S), the loan's embedding (B,D), its vintage effect (B,V).
+        """(B,24 or more) raw -> static inputs (B,S), the loan's embedding (B,D), its own effects (B,28).
 
-        Static inputs: normal scores, the same by class, missing flags, and the tape's own flags.
+        Static inputs: normal scores, the same by class, missing flags, and the tape's own flags. Own effects:
+        of (class, vintage) and of industry and region; zero where unknown or never seen.
         """
         scores = self.loan_scale(loan_features[:, _SCALED])
         classes = torch.nan_to_num(loan_features[:, : len(ASSET_CLASSES)])
@@ -199,7 +203,12 @@ class LoanTrajectoryModel(nn.Module):
         month = torch.nan_to_num(loan_features[:, _COLUMN["vintage_index"]], nan=-1.0).round().long()
         known = (month >= 0) & (month < MAX_VINTAGES)
         place = classes.argmax(dim=-1) * MAX_VINTAGES + month.clamp(0, MAX_VINTAGES - 1)
-        return static, self.loan_in(static), self.vintage[place] * known[:, None].to(scores.dtype)
+        own = self.wide_vintage(self.vintage[place] * known[:, None].to(scores.dtype))
+        first = len(LOAN_FEATURES)
+        if loan_features.shape[1] > first:
+            codes = loan_features[:, first : first + len(SEGMENT_CODES)]
+            own = own + self.wide_segment(segment_effect(self.segment, codes))
+        return static, self.loan_in(static), own
 
     def _moments(self, loan_features: Tensor, past: StateHistory, first_month: int) -> Tensor:
         age0 = torch.nan_to_num(loan_features[:, _COLUMN["age_months"]], nan=0.0)
@@ -207,14 +216,6 @@ class LoanTrajectoryModel(nn.Module):
         months = torch.arange(past.state.shape[1], device=age0.device, dtype=age0.dtype)
         age = age0[:, None] + 1 + first_month + months
         return torch.cat([loan_age_features(age, term[:, None]), past.run], dim=-1)
-
-    def _observed(self, history: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """(B,T,F) raw history -> scaled values with missing flags, and (B,T,1) whether anything is known."""
-        if not self.config.n_history_features or history is None:
-            return None
-        missing = torch.isnan(history)
-        known = (~missing).any(-1, keepdim=True).to(self.out.weight.dtype)
-        return torch.cat([self.history_scale(history), missing.to(known.dtype), known], dim=-1), known
 
     def residual(
         self,
@@ -226,7 +227,7 @@ class LoanTrajectoryModel(nn.Module):
         caches: list[KeyValueCache] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Residual logits (B,T,7) and hidden states (B,T,D) of the months that `past` covers."""
-        static, loan, vintage = self.encode_loan(loan_features)
+        static, loan, own_effects = self.encode_loan(loan_features)
         moments = self._moments(loan_features, past, first_month)
         x = (
             self.state_in(past.state)
@@ -234,13 +235,12 @@ class LoanTrajectoryModel(nn.Module):
             + self.moment_in(moments)
             + loan[:, None]
         )
-        wide = (self.wide_loan(static) + self.wide_vintage(vintage))[:, None]
+        wide = (self.wide_loan(static) + own_effects)[:, None]
         wide = wide + self.wide_moment(moments) + self.wide_recency[past.recency]
-        observed = self._observed(history)
-        if observed is not None:
-            inputs, known = observed
-            x = x + known * self.history_in(inputs)
-            wide = wide + known * self.wide_history(inputs)
+        if self.config.reads_payments and history is not None:
+            inputs = payment_inputs(history)
+            x = x + self.history_in(inputs)
+            wide = wide + self.wide_history(inputs)
         if calendar is not None:
             wide = wide + self.season(calendar)
         for number, block in enumerate(self.blocks):
@@ -276,8 +276,8 @@ class LoanTrajectoryModel(nn.Module):
             initial_state: (B,) state at the end of month -1; None: performing.
             calendar: (B,T,2) ints or None.
             months_since_miss: (B,) at the end of month -1, -1 never; None: never.
-            history: (B,T,F) observed inputs known at the end of month t-1, NaN where missing; a month with
-                nothing known, like None, adds nothing.
+            history: (B,T,12) payment windows known at the end of month t-1 (`payment_history`); an empty
+                one, like None, adds nothing.
             is_final: (B,T) bool, in or after the final contractual month; None: rows are used as given.
 
         Returns:
@@ -312,12 +312,10 @@ class LoanTrajectoryModel(nn.Module):
         logits = log_or_minus_infinity(rows_BTK)
         return logits if is_final is None else settle_maturity(logits, past.state, is_final)
 
-    def fit_scaling(self, loan_features: Tensor, reference_month: int, history: Tensor | None = None) -> None:
-        """Take scaling constants from training loans (N,24) and observed history (N,T,F)."""
+    def fit_scaling(self, loan_features: Tensor, reference_month: int) -> None:
+        """Take scaling constants from training loans (N,24 or more)."""
         self.loan_scale.fit(loan_features[:, _SCALED])
         self.reference_month.fill_(reference_month)
-        if self.config.n_history_features and history is not None:
-            self.history_scale.fit(history.flatten(0, 1))
 
     @torch.no_grad()
     def generate(
@@ -332,18 +330,23 @@ class LoanTrajectoryModel(nn.Module):
         calendar: Tensor | None = None,
         schedule: Tensor | None = None,
         cash: str = "states",
+        with_logits: bool = False,
         seed: int = 0,
     ) -> dict[str, Tensor]:
         """Draw loan histories and their money.
 
+        A model that reads payments starts from the window among the loan's inputs and goes on with the ratios
+        that its value head draws.
+
         Args:
-            loan_features: (B,24) raw units. cohort_transitions: (B,T,7,7).
+            loan_features: (B,24) raw units, or (B,38) with `LOAN_EXTRAS`. cohort_transitions: (B,T,7,7).
             macro_path: (B,T,9) or (T,9); its policy rate carries floating coupons. None: coupons stay.
             n_samples: histories per loan, S.
             initial_state, months_since_miss, calendar: as in `forward`.
             schedule: (B,n+1) scheduled balances S(0)..S(n); None: in closed form from the features.
             cash: 'states' (the paid-through ledger; a state fixes its payment) or 'ratios' (the value
                 head proposes payment ratios; interest first, then principal).
+            with_logits: also return 'state_logits' (S,B,T,7), given which each state was drawn.
             seed: of all draws.
 
         Returns:
@@ -362,16 +365,16 @@ class LoanTrajectoryModel(nn.Module):
             begin = torch.zeros(batch, dtype=torch.long, device=features.device)
             begin = (begin if initial_state is None else initial_state.long()).repeat(n_samples)
             since = None if months_since_miss is None else months_since_miss.repeat(n_samples)
-            states, contexts = self._draw_states(
+            drawn = self._draw_states(
                 features, cohort_transitions, begin, since, calendar, n_samples, generator
             )
-            living_or_default = states.flatten()
-            values = self.value_head.sample(contexts.flatten(0, 1), living_or_default, generator=generator)
         finally:
             self.train(was_training)
-        values = values.view(*states.shape, -1)
-        money = _run_ledger(features, states, begin, values, macro_path, schedule, cash, n_samples)
+        states, values = drawn["states"], drawn["values"]
+        money = run_ledger(features, states, begin, values, macro_path, schedule, cash, n_samples)
         shaped = {name: tensor.view(n_samples, batch, months) for name, tensor in money.items()}
+        if with_logits:
+            shaped["state_logits"] = drawn["logits"].view(n_samples, batch, months, N_STATES)
         return {"states": states.view(n_samples, batch, months), **shaped}
 
     def _draw_states(
@@ -383,16 +386,18 @@ class LoanTrajectoryModel(nn.Module):
         calendar: Tensor | None,
         n_samples: int,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        batch, months = len(begin), cohort_transitions.shape[1]
-        caches = self.new_caches(batch, months)
+    ) -> dict[str, Tensor]:
+        """'states' (N,T), 'values' (N,T,V) and 'logits' (N,T,7), month after month."""
+        months = cohort_transitions.shape[1]
+        caches = self.new_caches(len(begin), months)
         is_final = final_months(features, months)
-        previous = begin[:, None]
-        contexts = []
+        previous, window = begin[:, None], self._first_window(features)
+        contexts, values, every = [], [], []
         for month in range(months):
             past = state_history(previous, since).last()
             day = None if calendar is None else calendar[:, month : month + 1].repeat(n_samples, 1, 1)
-            residual, context = self.residual(features, past, None, day, month, caches)
+            seen = None if window is None else window[:, None]
+            residual, context = self.residual(features, past, seen, day, month, caches)
             rows = cohort_transitions[:, month].repeat(n_samples, 1, 1)
             here = previous[:, -1]
             rows = rows.gather(1, here[:, None, None].expand(-1, 1, N_STATES))
@@ -400,9 +405,31 @@ class LoanTrajectoryModel(nn.Module):
             logits = settle_maturity(logits, here[:, None], is_final[:, month : month + 1])[:, 0]
             uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
             gumbel = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
-            previous = torch.cat([previous, (logits + gumbel).argmax(dim=-1)[:, None]], dim=1)
-            contexts.append(context)
-        return previous[:, 1:], torch.cat(contexts, dim=1)
+            state = (logits + gumbel).argmax(dim=-1)
+            previous = torch.cat([previous, state[:, None]], dim=1)
+            every.append(logits)
+            if window is None:
+                contexts.append(context)
+            else:
+                value = self.value_head.sample(context[:, 0], state, generator=generator)
+                window = shift_window(window, value[:, 0])
+                values.append(value)
+        states = previous[:, 1:]
+        if window is None:
+            flat = torch.cat(contexts, dim=1).flatten(0, 1)
+            drawn = self.value_head.sample(flat, states.flatten(), generator=generator)
+            drawn = drawn.view(*states.shape, -1)
+        else:
+            drawn = torch.stack(values, dim=1)
+        return {"states": states, "values": drawn, "logits": torch.stack(every, dim=1)}
+
+    def _first_window(self, features: Tensor) -> Tensor | None:
+        """(N,12) payments before month 0, empty where not given; None for a model that reads none."""
+        if not self.config.reads_payments:
+            return None
+        if features.shape[1] == N_LOAN_INPUTS:
+            return features[:, -WINDOW:]
+        return features.new_full((len(features), WINDOW), torch.nan)
 
     def new_caches(self, batch: int, months: int) -> list[KeyValueCache]:
         """One empty key-value cache per block."""
@@ -411,7 +438,8 @@ class LoanTrajectoryModel(nn.Module):
         return [KeyValueCache(batch, self.config.n_heads, months, size, like) for _ in self.blocks]
 
     def _check(self, loan_features: Tensor, cohort_transitions: Tensor) -> tuple[int, int]:
-        require_shape("loan_features", loan_features, (None, self.config.n_loan_features))
+        if loan_features.dim() != 2 or loan_features.shape[1] != N_LOAN_INPUTS:
+            require_shape("loan_features", loan_features, (None, self.config.n_loan_features))
         require_shape(
             "cohort_transitions", cohort_transitions, (len(loan_features), None, N_STATES, N_STATES)
         )
@@ -464,100 +492,6 @@ def final_months(loan_features: Tensor, months: int) -> Tensor:
     term = torch.nan_to_num(loan_features[:, _COLUMN["term_months"]], nan=1e9)
     arrival = age0[:, None] + 1 + torch.arange(months, device=age0.device, dtype=age0.dtype)
     return arrival >= term[:, None] - 0.5
-
-
-def _run_ledger(
-    features: Tensor,
-    states: Tensor,
-    begin: Tensor,
-    values: Tensor,
-    macro_path: Tensor | None,
-    schedule: Tensor | None,
-    cash: str,
-    n_samples: int,
-) -> dict[str, Tensor]:
-    """Money (S*B,T) of drawn histories."""
-    f = {name: features[:, column].double() for name, column in _COLUMN.items()}
-    term = torch.nan_to_num(f["term_months"], nan=60.0).round().long().clamp(min=1)
-    age0 = torch.nan_to_num(f["age_months"], nan=0.0).round().long()
-    months = states.shape[1]
-    if schedule is None:
-        plan = scheduled_balances(
-            torch.nan_to_num(f["log_balance"]).exp(),
-            torch.nan_to_num(f["interest_rate"]),
-            term,
-            f["amortization_bullet"] > 0.5,
-            f["amortization_balloon"] > 0.5,
-            int(max(term.max(), (age0 + months).max())),
-        )
-    else:
-        plan = schedule.double().repeat(n_samples, 1)
-    tau = torch.minimum((age0 - begin).clamp(min=0), term)
-    balance = plan.gather(1, tau.clamp(max=plan.shape[1] - 1)[:, None])[:, 0]
-    unpaid_interest = torch.zeros_like(balance)
-    out: dict[str, list[Tensor]] = {name: [] for name in ("payments", "principal", "balances", "charge_offs")}
-    for month in range(months):
-        rate = _coupon(f, macro_path, month, n_samples)
-        state = states[:, month]
-        due = age0 + month + 1
-        step = month_cash(plan, tau, due, state, term, rate)
-        if cash == "ratios":
-            level = (
-                plan.gather(1, (due - 1).clamp(0, plan.shape[1] - 1)[:, None])
-                - plan.gather(1, due.clamp(0, plan.shape[1] - 1)[:, None])
-            )[:, 0]
-            unpaid_interest = unpaid_interest + rate / 12.0 * balance
-            scheduled = level.clamp(min=0.0) + rate / 12.0 * balance
-            step = _pay_ratio(balance, unpaid_interest, scheduled, values[:, month, 0].double(), state)
-            unpaid_interest = step["unpaid_interest"]
-        else:
-            tau = step["tau"]
-        balance = step["balance"]
-        out["payments"].append(step["interest"] + step["principal"])
-        out["principal"].append(step["principal"])
-        out["balances"].append(balance)
-        out["charge_offs"].append(step["charge_off"])
-    money = {name: torch.stack(columns, dim=1) for name, columns in out.items()}
-    is_default = states == LoanState.default
-    severity = torch.where(is_default, values[..., 1].double(), torch.zeros_like(money["balances"]))
-    money["losses"] = severity * money["charge_offs"]
-    money["payment_ratios"] = torch.where(
-        states < N_LIVING, values[..., 0].double(), torch.zeros_like(money["balances"])
-    )
-    money["severities"] = severity
-    return money
-
-
-def _coupon(f: dict[str, Tensor], macro_path: Tensor | None, month: int, n_samples: int) -> Tensor:
-    fixed = torch.nan_to_num(f["interest_rate"])
-    if macro_path is None:
-        return fixed
-    if macro_path.shape[-1] != N_MACRO:
-        raise ModelError("macro path does not fit", expected=f"{N_MACRO} series", got=tuple(macro_path.shape))
-    policy = macro_path[..., month, MACRO_NAMES.index("policy_rate")].double()
-    policy = policy.repeat(n_samples) if policy.dim() else policy
-    floating = (policy + torch.nan_to_num(f["spread"])).clamp(min=0.0)
-    return torch.where((f["is_floating"] > 0.5) & torch.isfinite(f["spread"]), floating, fixed)
-
-
-def _pay_ratio(
-    balance: Tensor, owed_interest: Tensor, scheduled: Tensor, ratio: Tensor, state: Tensor
-) -> dict[str, Tensor]:
-    """Interest first, then principal; a loan that ends by paying pays all it owes."""
-    pays_all = state >= LoanState.prepaid
-    is_default = state == LoanState.default
-    offered = torch.where(pays_all, balance + owed_interest, ratio * scheduled)
-    offered = torch.where(is_default, torch.zeros_like(offered), offered)
-    interest = torch.minimum(offered, owed_interest)
-    principal = torch.minimum(offered - interest, balance)
-    charge_off = torch.where(is_default, balance, torch.zeros_like(balance))
-    return {
-        "interest": interest,
-        "principal": principal,
-        "charge_off": charge_off,
-        "balance": balance - principal - charge_off,
-        "unpaid_interest": torch.where(is_default, torch.zeros_like(interest), owed_interest - interest),
-    }
 
 
 def state_loss(state_logits: Tensor, target_states: Tensor, weight: Tensor | None = None) -> Tensor:

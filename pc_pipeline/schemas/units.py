@@ -123,3 +123,11 @@ LOAN_FEATURES: Final = (
     "age_months",
     "vintage_index",
 )
+
+# Codes that may follow the loan features: categories, not amounts (`loans.segments`).
+SEGMENT_CODES: Final = ("industry_code", "region_code")
+N_SEGMENT_CODES: Final = 32
+# Payment over instalment of the twelve months before the loan is looked at, oldest first.
+PAYMENT_WINDOW: Final = tuple(f"payment_ratio_{back}" for back in range(12, 0, -1))
+LOAN_EXTRAS: Final = SEGMENT_CODES + PAYMENT_WINDOW
+N_LOAN_INPUTS: Final = len(LOAN_FEATURES) + len(LOAN_EXTRAS)

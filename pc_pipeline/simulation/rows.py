@@ -15,6 +15,7 @@ import torch
 
 from pc_pipeline.core.periods import month_index, month_range
 from pc_pipeline.loans.features import FeatureScaler, calendar_features, loan_features
+from pc_pipeline.loans.segments import loan_extras
 from pc_pipeline.schemas.units import COHORT_FEATURES, LOAN_FEATURES
 
 
@@ -63,7 +64,7 @@ def calendar_tensor(start: date | None, n_months: int, device: Any = "cpu") -> t
 
 
 def loan_inputs(pool: pl.DataFrame, reference_month: int | None = None) -> np.ndarray:
-    """(L, 24) raw features of each loan at the cut-off, NaN where missing.
+    """(L, 38) raw features and `LOAN_EXTRAS` of each loan at the cut-off, NaN where missing.
 
     Args:
         pool: `pool` table with tape columns.
@@ -73,4 +74,5 @@ def loan_inputs(pool: pl.DataFrame, reference_month: int | None = None) -> np.nd
     n = len(LOAN_FEATURES)
     identity = FeatureScaler(names=LOAN_FEATURES, mean=(0.0,) * n, sd=(1.0,) * n, reference_month=first)
     found = loan_features(pool, identity)
-    return np.where(found.missing, np.nan, found.values).astype(np.float32)
+    values = np.where(found.missing, np.nan, found.values)
+    return np.column_stack([values, loan_extras(pool)]).astype(np.float32)

@@ -149,18 +149,38 @@ def test_same_seed_same_draws() -> None:
     assert not torch.equal(first["states"], other["states"])
 
 
-def test_observed_history_is_read_causally_and_may_be_absent() -> None:
-    model, rows = stirred(n_history_features=2), cohort_rows(3, 8)
-    history = torch.randn(3, 8, 2)
-    changed = history.clone()
-    changed[:, 5:] += 1.0
+def test_payments_are_read_causally_and_may_be_absent() -> None:
+    model, rows = stirred(reads_payments=True), cohort_rows(3, 8)
+    paid = torch.rand(3, 20)
+    changed = paid.clone()
+    changed[:, 16:] += 0.5  # known from the end of month 4 on
     with torch.no_grad():
         without = model(loans(3), rows)["state_logits"]
-        one = model(loans(3), rows, history=history)["state_logits"]
-        two = model(loans(3), rows, history=changed)["state_logits"]
+        empty = model(loans(3), rows, history=torch.full((3, 8, 12), torch.nan))["state_logits"]
+        one = model(loans(3), rows, history=paid.unfold(1, 12, 1)[:, :8])["state_logits"]
+        two = model(loans(3), rows, history=changed.unfold(1, 12, 1)[:, :8])["state_logits"]
     assert torch.equal(one[:, :5], two[:, :5])
     assert not torch.equal(one[:, 5:], two[:, 5:])
+    assert torch.equal(without, empty)
     assert not torch.equal(one, without)
+
+
+def test_generated_payments_feed_the_next_month() -> None:
+    """Logits given which states were drawn are those of forward on the drawn ratios."""
+    model, rows = stirred(reads_payments=True), cohort_rows(4, 6)
+    features = torch.cat([loans(4, 40), torch.zeros(4, 2), torch.rand(4, 12)], dim=1)
+    drawn = model.generate(features, rows, seed=3, with_logits=True)
+    line = torch.cat([features[:, -12:], drawn["payment_ratios"][0].float()], dim=1)
+    states = drawn["states"][0]
+    final = torch.zeros(4, 6, dtype=torch.bool)
+    with torch.no_grad():
+        again = model(features, rows, states, history=line.unfold(1, 12, 1)[:, :6], is_final=final)
+    before = torch.cat([torch.zeros(4, 1, dtype=torch.long), states[:, :-1]], dim=1)
+    living = before < 4
+    assert torch.allclose(
+        drawn["state_logits"][0][living].softmax(-1), again["state_logits"][living].softmax(-1), atol=1e-5
+    )
+    assert int(living.sum()) > 6
 
 
 def test_saved_and_loaded_it_says_the_same(tmp_path) -> None:
@@ -173,7 +193,7 @@ def test_saved_and_loaded_it_says_the_same(tmp_path) -> None:
 
 def test_every_parameter_of_the_state_model_learns() -> None:
     model, rows = stirred(), cohort_rows(6, 9)
-    features = loans(6)
+    features = torch.cat([loans(6), torch.zeros(6, 2), torch.full((6, 12), torch.nan)], dim=1)
     features[:, LOAN_FEATURES.index("vintage_index")] = torch.arange(6.0)
     states = torch.tensor([0, 1, 2, 3, 0, 0, 1, 0, 0]).expand(6, -1)
     out = model(features, rows, states, is_final=torch.zeros(6, 9, dtype=torch.bool))["state_logits"]

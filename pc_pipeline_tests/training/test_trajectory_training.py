@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from pc_pipeline.core.errors import DataError, ModelError
+from pc_pipeline.core.errors import DataError
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
 from pc_pipeline.loans.trajectories import Trajectories, prepare_trajectories
 from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel, TrajectoryConfig
@@ -23,7 +23,6 @@ from pc_pipeline.training.trajectories import (
     length_batches,
     model_features,
     move_probabilities,
-    observed_history,
     raw_features,
     trajectory_data,
 )
@@ -49,7 +48,7 @@ def test_seed_call_beats_the_cohort_on_loans_it_never_saw(book) -> None:
     )
     assert history["val_state_loss"] < history["cohort_state_loss"] - 0.0003
     assert not history["has_cohort_rows"]
-    assert history["loss"][-1] < history["loss"][0]
+    assert min(history["val_loss"]) < history["val_loss"][0]
 
 
 def test_an_untrained_model_scores_as_its_cohort(book) -> None:
@@ -94,7 +93,7 @@ def test_raw_features_undo_the_scaling_and_keep_what_is_missing(book) -> None:
     model = LoanTrajectoryModel(SIZE)
     model.fit_scaling(raw, trajectories.scaler.reference_month)
     again = model_features(model, loans)[row]
-    same = torch.arange(24) != 22  # age differs: the tape is at origination
+    same = torch.arange(38) != 22  # age differs: the tape is at origination
     assert torch.allclose(again[same], raw[0][same], atol=1e-3, equal_nan=True)
 
 
@@ -105,42 +104,38 @@ def test_batches_hold_every_history_once_and_like_lengths_together() -> None:
     assert max(int(lengths[batch].max() - lengths[batch].min()) for batch in batches) < 20
 
 
-def test_observed_history_by_hand(book) -> None:
-    """Column t knows what was paid in months before t, and nothing of month t."""
+def test_windows_know_what_was_paid_before_and_nothing_of_the_month(book) -> None:
     _, _, trajectories, _ = book
     ratio = np.zeros_like(trajectories.payment_ratio)
     ratio[:, :4] = [1.0, 0.0, 2.0, 1.0]
-    mask = np.zeros_like(trajectories.mask)
-    mask[:, :4] = True
-    history = observed_history(dataclasses.replace(trajectories, payment_ratio=ratio, mask=mask))
-    assert np.isnan(history[0, 0, :5]).all()
-    assert history[0, 1, :4].tolist() == [1.0, 1.0, 1.0, 1.0]
-    assert history[0, 2, :2].tolist() == [0.0, 0.5]
-    assert history[0, 3, :4].tolist() == pytest.approx([2.0, 2 / 3, 2 / 3, 2.0])
-    assert history[0, 1:4, 4].tolist() == [0.0, 1.0, 0.0]
-    assert history[0, 0, 5] == 1.0
+    states = np.full_like(trajectories.states, -1)
+    states[:, :4] = 0
+    known = dataclasses.replace(
+        trajectories, payment_ratio=ratio, states=states, mask=states >= 0, initial_state=states[:, 0]
+    )
+    windows = trajectory_data(known, class_rows(known)).take(torch.tensor([0])).windows
+    assert windows.shape == (1, 4, 12)
+    assert bool(torch.isnan(windows[0, 0]).all())
+    assert windows[0, 3, -3:].tolist() == [1.0, 0.0, 2.0]
+    assert bool(torch.isnan(windows[0, 3, :-3]).all())
 
 
-def test_training_on_observed_history_leaves_a_model_that_works_without(book) -> None:
+def test_a_model_that_reads_payments_works_without_them(book) -> None:
     _, _, trajectories, _ = book
     torch.manual_seed(0)
-    model = LoanTrajectoryModel(dataclasses.replace(SIZE, n_history_features=6))
-    seen = observed_history(trajectories)
+    model = LoanTrajectoryModel(dataclasses.replace(SIZE, reads_payments=True))
     TrajectoryTrainer(model, lr=5e-3, config=ONE_THREAD).fit(
-        trajectories=trajectories, epochs=2, batch_size=64, history=seen
+        trajectories=trajectories, epochs=2, batch_size=64
     )
-    without = move_probabilities(model, trajectories, history=np.full_like(seen, np.nan))
-    assert np.allclose(without, move_probabilities(model, trajectories), atol=1e-6)
-    assert not np.allclose(without, move_probabilities(model, trajectories, history=seen), atol=1e-4)
+    without = move_probabilities(model, trajectories, with_payments=False)
+    assert np.allclose(without.sum(1), 1.0, atol=1e-5)
+    assert not np.allclose(without, move_probabilities(model, trajectories), atol=1e-4)
 
 
 def test_what_does_not_fit_is_refused(book) -> None:
     _, _, trajectories, _ = book
     with pytest.raises(DataError, match="no histories"):
         TrajectoryTrainer(LoanTrajectoryModel(SIZE)).fit()
-    wanting = TrajectoryTrainer(LoanTrajectoryModel(dataclasses.replace(SIZE, n_history_features=2)))
-    with pytest.raises(ModelError, match="history"):
-        wanting.fit(trajectories=trajectories)
     jumped = trajectories.states.copy()
     jumped[:, 0] = 4
     broken = dataclasses.replace(trajectories, states=jumped)
