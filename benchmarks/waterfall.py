@@ -68,7 +68,7 @@ def measure(name: str, n_paths: int, n_months: int, rounds: int) -> dict[str, fl
     for _ in range(rounds):
         times["arrays"].append(seconds(lambda: run_waterfall(cash, deal, pool_balance=POOL)))
         times["machine"].append(
-            seconds(lambda: run_waterfall(cash, deal, pool_balance=POOL, method="compiled"))
+            seconds(lambda: run_waterfall(cash, deal, pool_balance=POOL, method="compiled", keep="classes"))
         )
         oracle = seconds(
             lambda: [run_reference(cash[p], deal, pool_balance=POOL) for p in range(ORACLE_PATHS)]

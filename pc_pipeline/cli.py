@@ -130,15 +130,16 @@ def deal_run(
     file: Annotated[Path, typer.Argument(help="Deal YAML.")],
     collections: Annotated[Path, typer.Option(help="CSV of collections by month.")],
     pool_balance: Annotated[float | None, typer.Option(help="Opening pool, currency.")] = None,
-    index_rate: Annotated[float | None, typer.Option(help="Index of floating coupons, decimal.")] = None,
+    index_rate: Annotated[str | None, typer.Option(help="Index of floating coupons, decimal.")] = None,
     price: Annotated[float, typer.Option(help="Percent of opening balance, for yields.")] = 100.0,
     as_json: Json = False,
 ) -> None:
     """Run a deal on given collections."""
-    from pc_pipeline.waterfall.desk import run_deal_json
+    from pc_pipeline.waterfall.desk import run_deal_json, vector
 
+    index = None if index_rate is None else vector(index_rate)
     print_deal(
-        run_deal_json(file, collections, pool_balance=pool_balance, index_rate=index_rate, price=price),
+        run_deal_json(file, collections, pool_balance=pool_balance, index_rate=index, price=price / 100.0),
         as_json,
     )
 
@@ -147,36 +148,47 @@ def deal_run(
 def price(
     file: Annotated[Path, typer.Argument(help="Deal YAML.")],
     pool: Annotated[Path, typer.Option(help="CSV of loans or rep lines: balance, rate, remaining_term, ...")],
-    cpr: Annotated[float | None, typer.Option(help="Prepayment, percent per year.")] = None,
-    psa: Annotated[float | None, typer.Option(help="Prepayment, percent of PSA.")] = None,
-    abs_speed: Annotated[float | None, typer.Option("--abs", help="ABS speed, percent.")] = None,
-    cdr: Annotated[float | None, typer.Option(help="Default, percent per year.")] = None,
-    sda: Annotated[float | None, typer.Option(help="Default, percent of SDA.")] = None,
-    severity: Annotated[float, typer.Option(help="Loss severity, percent.")] = 40.0,
+    cpr: Annotated[str | None, typer.Option(help="Prepayment, percent per year.")] = None,
+    psa: Annotated[str | None, typer.Option(help="Prepayment, percent of PSA.")] = None,
+    abs_speed: Annotated[str | None, typer.Option("--abs", help="ABS speed, percent.")] = None,
+    cdr: Annotated[str | None, typer.Option(help="Default, percent per year.")] = None,
+    sda: Annotated[str | None, typer.Option(help="Default, percent of SDA.")] = None,
+    severity: Annotated[str, typer.Option(help="Loss severity, percent.")] = "40",
     lag: Annotated[int, typer.Option(help="Months from default to recovery.")] = 0,
     advances: Annotated[bool, typer.Option(help="The servicer advances.")] = False,
     convention: Annotated[str, typer.Option(help="bma or default_first.")] = "bma",
-    index_rate: Annotated[float | None, typer.Option(help="Index of floating coupons, decimal.")] = None,
+    index_rate: Annotated[str | None, typer.Option(help="Index of floating coupons, decimal.")] = None,
+    roll_months: Annotated[int, typer.Option(help="Months delinquent before default, for haircuts.")] = 0,
+    roll_rate: Annotated[float, typer.Option(help="Share of delinquent balance that defaults.")] = 1.0,
     at_price: Annotated[float, typer.Option("--price", help="Percent of balance, for yields.")] = 100.0,
     at_yield: Annotated[float | None, typer.Option("--yield", help="Percent, for prices.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Project a pool at stated speeds and price a deal on it, no models involved."""
-    from pc_pipeline.waterfall.desk import price_deal_json
+    """Project a pool at stated speeds and price a deal on it, no models involved.
+
+    A speed, the severity or the index is a number, or a vector by month: 2x12,5x12,8 is 2 for a year, 5 for a
+    year, then 8.
+    """
+    from pc_pipeline.waterfall.desk import price_deal_json, vector
+
+    def given(text: str | None) -> Any:
+        return None if text is None else vector(text)
 
     answer = price_deal_json(
         file,
         pool,
-        cpr=cpr,
-        psa=psa,
-        abs_speed=abs_speed,
-        cdr=cdr,
-        sda=sda,
-        severity=severity,
+        cpr=given(cpr),
+        psa=given(psa),
+        abs_speed=given(abs_speed),
+        cdr=given(cdr),
+        sda=given(sda),
+        severity=vector(severity),
         lag=lag,
         advances=advances,
         convention=convention,
-        index_rate=index_rate,
+        roll_months=roll_months,
+        roll_rate=roll_rate,
+        index_rate=given(index_rate),
         price=at_price,
         yield_percent=at_yield,
     )

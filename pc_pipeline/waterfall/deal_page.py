@@ -167,7 +167,48 @@ def format_page() -> str:
             default = "required" if field.is_required() else _default(field)
             lines.append(f"| {field.alias or name} | {_type_name(field.annotation)} | {default} |")
         lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, *_FILES]).rstrip() + "\n"
+
+
+_FILES = (
+    "## The collections file",
+    "",
+    "`pc deal run DEAL.yaml --collections FILE.csv --json`: a row per month, the first one paid",
+    "on the first payment date. Money in the deal's currency, never negative. Columns, in any order:",
+    "",
+    "| column | also called | meaning |",
+    "|---|---|---|",
+    "| month | date, reporting_month | 2024-01 or a date; months must follow one another (optional) |",
+    "| interest | | interest collected, after servicer advances where there are any |",
+    "| scheduled_principal | principal, scheduled | scheduled principal collected |",
+    "| prepaid_principal | prepaid, prepayments | prepaid in full or in part |",
+    "| defaulted_balance | defaults, charge_offs | balance charged off in the month |",
+    "| recovery | recoveries | cash from charged-off loans |",
+    "| pool_balance | ending_pool_balance | pool after the month, instead of defaulted_balance |",
+    "| other_interest, other_principal | | cash of another origin into either pot |",
+    "| delinquent | delinquent_balance | balance late at month end, for haircuts and triggers |",
+    "| ysoc | | yield-supplement overcollateralisation after the payment |",
+    "| *name of an index* | index | the index of the period, decimal per year; else `--index-rate` |",
+    "",
+    "Missing cash columns are zero; a column of another name is refused. `--json` prints every payment date.",
+    "",
+    "## The pool file",
+    "",
+    "`pc price DEAL.yaml --pool FILE.csv --cpr 10 --cdr 2 --severity 40 --lag 12 --json`: a row per",
+    "loan or rep line.",
+    "",
+    "| column | also called | meaning |",
+    "|---|---|---|",
+    "| balance | current_balance, outstanding_balance | today |",
+    "| rate | interest_rate, coupon, wac | decimal per year |",
+    "| remaining_term | remaining_months, wam | months; or original_term and age |",
+    "| original_term | term_months | months (default: remaining_term + age) |",
+    "| age | seasoning, wala | months since origination (default: original_term - remaining_term) |",
+    "| amortization_term | | months over which it amortises from here, where longer: a balloon |",
+    "",
+    "Speeds are percent: a number, or a vector by month such as `2x12,5x12,8` (2 for a year, 5 for a",
+    "year, then 8); the last value holds on.",
+)
 
 
 def _default(field: FieldInfo) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pc_pipeline.waterfall.deal import Deal, load_deal
 from pc_pipeline.waterfall.engine import EXTRAS, WaterfallResult, run_waterfall
 from pc_pipeline.waterfall.metrics import tranche_metrics
 from pc_pipeline.waterfall.plan import make_plan
-from pc_pipeline.waterfall.pool_projection import PoolLines, Speeds, pool_lines, project_pool
+from pc_pipeline.waterfall.pool_projection import LONGEST_TERM, PoolLines, Speeds, pool_lines, project_pool
 from pc_pipeline.waterfall.pricing import (
     convexity,
     discount_margin,
@@ -34,6 +35,7 @@ from pc_pipeline.waterfall.pricing import (
     yield_from_price,
 )
 
+Vector = float | Sequence[float]
 CENT = 0.0051
 LOWEST_YIELD = -11.0  # nominal, monthly: below this nearly all is lost and durations mean nothing
 SHIFT = 0.0025  # of index and yield, for effective durations
@@ -53,6 +55,25 @@ _ALIASES = {
     "reporting_month": "month",
     "ending_pool_balance": "pool_balance",
 }
+
+
+def vector(text: str) -> Vector:
+    """One number, or a vector by month such as '2x12,5x12,8': 2 for a year, 5 for a year, then 8.
+
+    Raises:
+        DataError: it is neither.
+    """
+    values: list[float] = []
+    for part in text.split(","):
+        number, _, times = part.strip().partition("x")
+        try:
+            value, count = float(number), int(times or 1)
+        except ValueError as error:
+            raise DataError("not a number or a vector", expected="10, or 2x12,5x12,8", got=text) from error
+        if not 1 <= count <= LONGEST_TERM or not math.isfinite(value):
+            raise DataError("not a number or a vector", expected="10, or 2x12,5x12,8", got=text)
+        values += [value] * count
+    return values[0] if len(values) == 1 else values
 
 
 def deal_check(path: str | Path) -> dict[str, Any]:
@@ -191,7 +212,7 @@ def run_deal_json(
     collections_csv: str | Path,
     *,
     pool_balance: float | None = None,
-    index_rate: float | None = None,
+    index_rate: Vector | None = None,
     price: float = 1.0,
 ) -> dict[str, Any]:
     """Run a deal on given collections.
@@ -200,7 +221,7 @@ def run_deal_json(
         deal: the deal or its YAML file.
         collections_csv: see `read_collections`.
         pool_balance: original pool, where the deal does not say.
-        index_rate: for indices that the file does not bring, decimal per year.
+        index_rate: for indices that the file does not bring, decimal per year; a number or by month.
         price: paid per 1 of opening balance, for yields.
 
     Returns:
@@ -221,26 +242,31 @@ def price_deal_json(
     deal: Deal | str | Path,
     pool_csv: str | Path,
     *,
-    cpr: float | None = None,
-    psa: float | None = None,
-    abs_speed: float | None = None,
-    cdr: float | None = None,
-    sda: float | None = None,
-    severity: float = 40.0,
+    cpr: Vector | None = None,
+    psa: Vector | None = None,
+    abs_speed: Vector | None = None,
+    cdr: Vector | None = None,
+    sda: Vector | None = None,
+    severity: Vector = 40.0,
     lag: int = 0,
     advances: bool = False,
     convention: str = "bma",
-    index_rate: float | None = None,
+    roll_months: int = 0,
+    roll_rate: float = 1.0,
+    index_rate: Vector | None = None,
     price: float = 100.0,
     yield_percent: float | None = None,
     n_months: int | None = None,
 ) -> dict[str, Any]:
     """Project a pool at stated speeds and price a deal on it. Speeds, severity and prices are percent.
 
+    A speed, the severity or the index is one number, or a vector by month whose last value holds on.
+
     Args:
         pool_csv: loans or rep lines: balance, rate (decimal), remaining_term, and optionally
             original_term, age, amortization_term.
         lag: months from default to recovery.
+        roll_months, roll_rate: delinquent balance reported to haircuts and triggers, see `Speeds`.
         index_rate: of floating coupons, decimal per year.
         price: percent of opening balance, for yields; `yield_percent` also gives prices at a yield.
 
@@ -253,8 +279,8 @@ def price_deal_json(
     terms = deal if isinstance(deal, Deal) else load_deal(deal)
     lines: PoolLines = pool_lines(read_table(pool_csv))
 
-    def share(value: float | None) -> float | None:
-        return None if value is None else value / 100.0
+    def share(value: Vector | None) -> Any:
+        return None if value is None else np.asarray(value, dtype=float) / 100.0
 
     speeds = Speeds(
         cpr=share(cpr),
@@ -262,9 +288,11 @@ def price_deal_json(
         abs_speed=share(abs_speed),
         cdr=share(cdr),
         sda=share(sda),
-        severity=severity / 100.0,
+        severity=share(severity),
         lag_months=lag,
         advances=advances,
+        roll_months=roll_months,
+        roll_rate=roll_rate,
         convention=convention,
     )
     pool = project_pool(lines, speeds, n_months)
@@ -288,6 +316,7 @@ def price_deal_json(
     answer["assumptions"] = {
         "convention": convention, "cpr": cpr, "psa": psa, "abs": abs_speed, "cdr": cdr, "sda": sda,
         "severity": severity, "lag_months": lag, "advances": advances, "index_rate": index_rate,
+        "roll_months": roll_months, "roll_rate": roll_rate,
         "pool_balance": pool.opening_balance, "n_lines": len(lines.balance),
     }  # fmt: skip
     answer["collections"] = {name: pool.cash[:, place].tolist() for place, name in enumerate(CASH_CHANNELS)}
@@ -323,13 +352,14 @@ def scale_pool(deal: Deal, balance: float) -> Deal:
 
 
 def _fill_index(
-    deal: Deal, given: dict[str, np.ndarray], flat: float | None, n_months: int
+    deal: Deal, given: dict[str, np.ndarray], rate: Vector | None, n_months: int
 ) -> dict[str, np.ndarray]:
     needed = make_plan(deal, 1.0, 1).indices
     filled = dict(given)
     for name in needed:
-        if name not in filled and flat is not None:
-            filled[name] = np.full(n_months, flat)
+        if name not in filled and rate is not None:
+            values = np.atleast_1d(np.asarray(rate, dtype=float))[:n_months]
+            filled[name] = np.concatenate([values, np.full(n_months - len(values), values[-1])])
     return filled
 
 

@@ -55,6 +55,17 @@ POOL_FIGURES = (
     "facility_repaid",
     "swap_paid",
     "swap_received",
+    "imbalance",
+)
+KEPT_FOR_CLASSES = (
+    "interest_paid",
+    "principal_paid",
+    "balance",
+    "shortfall",
+    "written_down",
+    "passed",
+    "residual",
+    "imbalance",
 )
 
 
@@ -62,7 +73,8 @@ POOL_FIGURES = (
 class WaterfallResult:
     """What was paid, by path (P), payment date (T) and class (N), fee (F), account (A) or test (K).
 
-    Money is in the deal's currency. Arrays are numpy, or torch when tensors came in.
+    Money is in the deal's currency. Arrays are numpy, or torch when tensors came in. A run that kept the
+    classes' figures alone (`KEPT_FOR_CLASSES`) has None in place of the others.
 
     Attributes:
         interest_due, interest_paid, principal_paid: (P, T, N); a residual class's interest is income.
@@ -172,6 +184,7 @@ def run_waterfall(
     overrides: Mapping[str, Any] | None = None,
     flow: DatedFlow | None = None,
     method: str = "arrays",
+    keep: str = "all",
 ) -> WaterfallResult:
     """Distribute collections by a deal's terms.
 
@@ -191,7 +204,8 @@ def run_waterfall(
         flow: called with (payment number from 0, step, payer, payee, amount (P,)) for every payment; see
             `ledger`.
         method: 'arrays', or 'compiled' machine code recorded from the same rules: seconds to prepare, then
-            several times faster (for 100,000 path-months and more; no tensors, no ledger).
+            several times faster (for millions of path-months; no tensors, no ledger).
+        keep: 'all' figures, or 'classes': a third of the memory, for many paths.
 
     Returns:
         The result, checked for conservation.
@@ -207,6 +221,8 @@ def run_waterfall(
         raise DealError(
             "unknown method", expected="arrays, or compiled without tensors and ledger", got=method
         )
+    if keep not in ("all", "classes"):
+        raise DealError("unknown figures to keep", expected="all or classes", got=keep)
     if gate not in ("auto", "hard", "soft") or (gate == "soft" and not is_torch):
         raise DealError("unknown gate", expected="auto, hard, or soft with tensors", got=gate)
     cash = cash_PTC if is_torch else np.asarray(cash_PTC, dtype=np.float64)
@@ -219,16 +235,17 @@ def run_waterfall(
     check_pool(_plain(cash), plan)
     inputs = _inputs(cash, plan, index_rate_PT, extra_PT, n_months)
     soft = is_torch and gate != "hard"
+    places = figure_places(plan, keep)
     if is_torch:
         ops = _torch_ops(tensors, (temperature or deal.soft_temperature) if soft else None)
-        figures = _run_tensors(ops, plan, inputs, n_paths, flow)
+        figures = _run_tensors(ops, plan, inputs, n_paths, flow, places)
     elif method == "compiled":
         from pc_pipeline.waterfall.compiled import run_compiled  # numba takes half a second to import
 
-        figures = run_compiled(plan, inputs, figure_places(plan), n_paths)
+        figures = run_compiled(plan, inputs, list(places), n_paths)
     else:
-        figures = _run_arrays(plan, inputs, n_paths, flow)
-    return _result(plan, figures, "soft" if soft else "hard")
+        figures = _run_arrays(plan, inputs, n_paths, flow, places)
+    return _result(plan, figures, "soft" if soft else "hard", places)
 
 
 # ---- what comes in --------------------------------------------------------------------------------
@@ -339,14 +356,15 @@ def layout(plan: Plan) -> dict[str, tuple[str, ...]]:
     }
 
 
-def figure_places(plan: Plan) -> dict[str, int]:
-    """Where each recorded figure stands in one long list."""
+def figure_places(plan: Plan, keep: str = "all") -> dict[str, int]:
+    """Where each recorded figure stands in one long list; see `run_waterfall` for `keep`."""
     names = layout(plan)
     keys = [f"{figure}.{name}" for figure in TRANCHE_FIGURES for name in names["tranche"]]
     keys += [f"fee.{name}" for name in names["fee"]] + [f"account.{name}" for name in names["account"]]
     keys += [f"{figure}.{name}" for figure in ("ratio", "passed") for name in names["test"]]
     keys += [f"on.{name}" for name in names["trigger"]] + list(POOL_FIGURES)
-    return {key: place for place, key in enumerate(keys)}
+    kept = [key for key in keys if keep == "all" or key.partition(".")[0] in KEPT_FOR_CLASSES]
+    return {key: place for place, key in enumerate(kept)}
 
 
 def _month_inputs(
@@ -367,10 +385,14 @@ def _month_inputs(
 
 
 def _run_arrays(
-    plan: Plan, inputs: Mapping[str, np.ndarray], n_paths: int, flow: DatedFlow | None
+    plan: Plan,
+    inputs: Mapping[str, np.ndarray],
+    n_paths: int,
+    flow: DatedFlow | None,
+    places: Mapping[str, int],
 ) -> np.ndarray:
     """(J, T, P) every recorded figure, block of paths by block."""
-    ops, places = NumpyOps(), figure_places(plan)
+    ops = NumpyOps()
     constants = {name: np.asarray(values).tolist() for name, values in plan.constants.items()}
     plain = _with_constants(plan, constants)
     figures = np.zeros((len(places), plan.n_periods, n_paths))
@@ -383,8 +405,8 @@ def _run_arrays(
             for t in range(plan.n_periods):
                 cash, k = _month_inputs(plain, inputs, t, rows)
                 state, out = run_month(ops, plan, state, cash, k, flow and partial(flow, t))
-                for name, value in out.items():
-                    figures[places[name], t, rows] = value
+                for name in places.keys() & out.keys():
+                    figures[places[name], t, rows] = out[name]
     return figures
 
 
@@ -398,10 +420,14 @@ def _torch_ops(tensors: list[Any], temperature: float | None) -> TorchOps:
 
 
 def _run_tensors(
-    ops: Any, plan: Plan, inputs: Mapping[str, Any], n_paths: int, flow: DatedFlow | None
+    ops: Any,
+    plan: Plan,
+    inputs: Mapping[str, Any],
+    n_paths: int,
+    flow: DatedFlow | None,
+    places: Mapping[str, int],
 ) -> Any:
     """Tensor (J, T, P) of every recorded figure."""
-    places = figure_places(plan)
     zero = ops._tensor(np.zeros(n_paths))
     inputs = {name: ops._tensor(values) for name, values in inputs.items()}
     state: dict[str, Any] = {name: zero + value for name, value in plan.state.items()}
@@ -426,17 +452,21 @@ def _plain(values: Any) -> np.ndarray:
 # ---- what goes out --------------------------------------------------------------------------------
 
 
-def _result(plan: Plan, figures: Any, gate: str) -> WaterfallResult:
-    names, places = layout(plan), figure_places(plan)
+def _result(plan: Plan, figures: Any, gate: str, places: Mapping[str, int]) -> WaterfallResult:
+    names = layout(plan)
 
     def group(figure: str, kind: str) -> Any:
-        first = places.get(f"{figure}.{names[kind][0]}", 0) if names[kind] else 0
-        block = figures[first : first + len(names[kind])]
+        keys = [f"{figure}.{name}" for name in names[kind]]
+        if keys and keys[0] not in places:
+            return None
+        first = places[keys[0]] if keys else 0
+        block = figures[first : first + len(keys)]
         return block.permute(2, 1, 0) if hasattr(block, "permute") else block.transpose(2, 1, 0)
 
     def single(figure: str) -> Any:
-        return figures[places[figure]].T
+        return figures[places[figure]].T if figure in places else None
 
+    error = float(np.max(np.abs(_plain(figures[places["imbalance"]])))) / plan.pool
     opening = [plan.state.get(f"balance.{name}", 0.0) for name in names["tranche"]]
     is_plain = not any(hasattr(value, "requires_grad") for value in opening)
     original = np.array(plan.deal.balances(plan.pool))
@@ -454,12 +484,12 @@ def _result(plan: Plan, figures: Any, gate: str) -> WaterfallResult:
         residual=single("residual"),
         pool=single("pool"),
         multiplier=single("multiplier"),
-        totals={name: single(name) for name in POOL_FIGURES},
+        totals={name: single(name) for name in POOL_FIGURES if name in places},
         opening_balance=np.array(opening)
         if is_plain
         else _stack([0.0 * figures[0, 0, 0] + o for o in opening], 0),
         original_balance=original,
-        conservation_error=conservation_error(plan, figures),
+        conservation_error=error,
         gate=gate,
         names=names,
     )
@@ -476,34 +506,6 @@ def _result(plan: Plan, figures: Any, gate: str) -> WaterfallResult:
 def is_float64(values: Any) -> bool:
     """Whether an array or tensor is in double precision."""
     return "float64" in str(values.dtype)
-
-
-def conservation_error(plan: Plan, figures: Any) -> float:
-    """Largest |cash in - cash out| over paths and dates, as a share of the original pool: eq. (24).
-
-    In: collections, sale, earnings, facility draws, swap receipts, opening accounts. Out: fees, classes,
-    residual, collateral bought, facility and swap payments, closing accounts.
-    """
-    places, deal = figure_places(plan), plan.deal
-
-    def of(name: str) -> Any:
-        return _plain(figures[places[name]])
-
-    gains = ("collections", "sale", "account_earnings", "facility_draws", "swap_received")
-    uses = ("residual", "reinvested", "facility_repaid", "swap_paid")
-    error = sum(of(name) for name in gains) - sum(of(name) for name in uses)
-    for tranche in deal.tranches:
-        if tranche.kind != "residual":
-            error = error - of(f"interest_paid.{tranche.name}") - of(f"principal_paid.{tranche.name}")
-    for fee in deal.fees:
-        error = error - of(f"fee.{fee.name}")
-    for account in deal.accounts:
-        if account.kind != "facility":
-            closing = of(f"account.{account.name}")
-            opening = np.roll(closing, 1, axis=0)
-            opening[0] = _plain(plan.state[f"account.{account.name}"])
-            error = error + opening - closing
-    return float(np.max(np.abs(error))) / plan.pool
 
 
 __all__ = ["Ops", "WaterfallResult", "run_waterfall"]

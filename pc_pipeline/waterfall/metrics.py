@@ -19,6 +19,7 @@ from pc_pipeline.core.errors import DataError
 from pc_pipeline.waterfall.engine import WaterfallResult, _plain
 
 GREATEST_GROWTH = 700.0  # log of 1 + r: what a float64 can hold
+BLOCK_ROWS = 512  # worked on together, so that they stay in cache
 LOSS_TOLERANCE = 1e-6  # share of the original balance below which nothing was lost
 _GRID = np.concatenate(
     [np.logspace(-13, -2, 45), np.linspace(0.02, 3.0, 300), np.logspace(np.log10(3.02), 6, 40)]
@@ -76,10 +77,13 @@ def irr(flows: np.ndarray, times: np.ndarray | None = None) -> IrrResult:
     is_plain = (
         ~(empty | one_sign) & (values[:, 0] < 0) & (values[:, 1:] >= 0).all(axis=1) & (periods[1:] > 0).all()
     )
-    rates[is_plain], counts[is_plain] = _conventional(values[is_plain], periods), 1
+    plain = np.flatnonzero(is_plain)
+    for start in range(0, len(plain), BLOCK_ROWS):
+        rows = plain[start : start + BLOCK_ROWS]
+        rates[rows], counts[rows] = _conventional(values[rows], periods), 1
     todo = np.flatnonzero(~(empty | one_sign | is_plain))
-    for start in range(0, len(todo), 512):
-        _solve(values, periods, todo[start : start + 512], rates, reasons, counts)
+    for start in range(0, len(todo), BLOCK_ROWS):
+        _solve(values, periods, todo[start : start + BLOCK_ROWS], rates, reasons, counts)
     return IrrResult(rate=rates.reshape(lead), reason=reasons.reshape(lead), n_roots=counts.reshape(lead))
 
 
@@ -87,22 +91,28 @@ def _conventional(values: np.ndarray, periods: np.ndarray) -> np.ndarray:
     """One outflow, then inflows: the only root, by Newton on the logarithm of present value.
 
     log sum_k v_k exp(-t_k g) is convex and falls in g, so Newton's steps end on the low side of the root
-    after the first and then climb to it.
+    after the first and then climb to it. They start where its parabola at g = 0 is zero; rows leave as they
+    settle.
     """
-    if not len(values):
-        return np.empty(0)
+    inflows, times, goal = values[:, 1:], periods[1:], np.log(-values[:, 0])
+    total = inflows.sum(axis=1)
+    mean = inflows @ times / total
+    spread = inflows @ times**2 / total - mean**2
+    gap = np.log(total) - goal
+    under_root = mean**2 - 2.0 * spread * gap
+    growth = np.where(under_root > 0, 2.0 * gap / (mean + np.sqrt(np.maximum(under_root, 0.0))), gap / mean)
     with np.errstate(divide="ignore"):
-        logs = np.log(values[:, 1:])
-    times, goal = periods[1:], np.log(-values[:, 0])
-    growth = np.zeros(len(values))
+        logs = np.log(inflows)
+    left = np.arange(len(values))
     for _ in range(60):
-        exponent = logs - times * growth[:, None]
+        exponent = logs[left] - times * growth[left, None]
         top = exponent.max(axis=1)
-        weights = np.exp(exponent - top[:, None])
-        total = weights.sum(axis=1)
-        step = (top + np.log(total) - goal) * total / (weights @ times)
-        growth = np.minimum(growth + step, GREATEST_GROWTH)
-        if np.all(np.abs(step) < 1e-14 * (1.0 + np.abs(growth))):
+        np.exp(np.subtract(exponent, top[:, None], out=exponent), out=exponent)
+        total = exponent.sum(axis=1)
+        step = (top + np.log(total) - goal[left]) * total / (exponent @ times)
+        growth[left] = np.minimum(growth[left] + step, GREATEST_GROWTH)
+        left = left[np.abs(step) >= 1e-14 * (1.0 + np.abs(growth[left]))]
+        if not len(left):
             break
     return np.expm1(growth)
 

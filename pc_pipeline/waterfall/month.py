@@ -22,7 +22,7 @@ Flow = Callable[[str, str, str, Any], None]
 class Month:
     """Working figures of one payment date (see the module)."""
 
-    __slots__ = ("cash", "flow", "k", "ops", "out", "owed", "plan", "pots", "reached", "s", "steps")
+    __slots__ = ("cash", "flow", "k", "opening", "ops", "out", "owed", "plan", "pots", "reached", "s")
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class Month:
     ) -> None:
         self.ops, self.plan, self.s, self.cash, self.k = ops, plan, dict(state), dict(cash), constants
         self.flow = flow
+        self.opening = {account.name: state[f"account.{account.name}"] for account in plan.deal.accounts}
         self.pots: dict[str, Any] = {}
         self.owed: dict[str, Any] = {}
         self.reached: dict[str, Any] = {}

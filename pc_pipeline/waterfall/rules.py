@@ -93,6 +93,29 @@ def close_month(m: Month) -> None:
     for account in m.plan.deal.accounts:
         m.out[f"account.{account.name}"] = m.s[f"account.{account.name}"]
     m.out["pool"], m.out["multiplier"] = m.s["pool"], m.s["multiplier"]
+    m.out["imbalance"] = imbalance(m)
+
+
+def imbalance(m: Month) -> Any:
+    """Cash in less cash out of the date, eq. (24); zero but for rounding, or a rule is wrong.
+
+    In: collections, sale, earnings, facility draws, swap receipts, opening accounts. Out: fees, classes,
+    residual, collateral bought, facility and swap payments, closing accounts.
+    """
+    deal = m.plan.deal
+    gains = ["collections", "sale", "account_earnings", "facility_draws", "swap_received"]
+    uses = ["residual", "reinvested", "facility_repaid", "swap_paid"]
+    uses += [
+        f"{part}_paid.{tranche.name}"
+        for tranche in deal.tranches
+        if tranche.kind != "residual"  # whose cash is the residual
+        for part in ("interest", "principal")
+    ]
+    uses += [f"fee.{fee.name}" for fee in deal.fees]
+    held = [account.name for account in deal.accounts if account.kind != "facility"]
+    came = [m.out[name] for name in gains if name in m.out] + [m.opening[name] for name in held]
+    went = [m.out[name] for name in uses if name in m.out] + [m.out[f"account.{name}"] for name in held]
+    return total_of(came) - total_of(went)
 
 
 def write_down(m: Month) -> None:
