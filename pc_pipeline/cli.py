@@ -76,6 +76,19 @@ def sql(query: Annotated[str, typer.Argument(help="Any SELECT.")], data: Data = 
     print_frame(Store(data).query(query))
 
 
+@app.command()
+def rate(
+    table: Annotated[Path, typer.Argument(help="CSV of published cumulative default rates.")],
+    data: Data = Path("data"),
+) -> None:
+    """Indicative ratings: simulated tranche losses against a published table of default rates."""
+    from pc_pipeline.evaluation.ratings import implied_ratings, read_default_rates
+
+    rates = read_default_rates(table)
+    rated = implied_ratings(Store(data).query("SELECT * FROM tranche_report"), rates)
+    print_frame(rated, f"Indicative, against {rates.source}; best and worst at the ends of the 95 % interval")
+
+
 Json = Annotated[bool, typer.Option("--json", help="Everything, by payment date, as JSON.")]
 
 
