@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -37,6 +39,19 @@ def book(tmp_path: Path) -> Path:
     (tmp_path / "book.csv").write_text(TAPE)
     (tmp_path / "map.yaml").write_text(MAPPING)
     return tmp_path
+
+
+def test_a_delivery_waits_for_no_network_and_no_orchestrator(book: Path) -> None:
+    words = ["ingest", "book.csv", "--mapping", "map.yaml", "--data", "store"]
+    script = (
+        f"import sys; sys.argv[1:] = {words!r}\nfrom pc_pipeline.__main__ import main\ntry:\n    main()\n"
+        "finally:\n    print([m for m in ('torch', 'dagster', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=book, check=True, capture_output=True, text=True, timeout=120
+    )
+    assert "delivery 000001-" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def pc(*words: object) -> str:

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 from pc_pipeline.core.errors import ConfigError, DataError
 
 KEY: Final = "pc_pipeline.compact"
+NOTES: Final = "pc_pipeline.notes"
 _WIDE, _NARROW = 18, 9  # digits that fit 64 and 32 bits
 _EXACT: Final = float(2**53)  # whole numbers up to here are exact as floats
 
@@ -130,7 +132,9 @@ def _arrow(frame: pl.DataFrame, plan: _Plan, whole: Mapping[str, np.ndarray]) ->
     return pa.table(arrays)
 
 
-def _writer(path: Path, schema: pa.Schema, plan: _Plan, form: CompactFormat) -> pq.ParquetWriter:
+def _writer(
+    path: Path, schema: pa.Schema, plan: _Plan, form: CompactFormat, notes: Mapping[str, str]
+) -> pq.ParquetWriter:
     encoding = {}
     for name in plan.stored:
         if name in plan.digits:
@@ -140,7 +144,7 @@ def _writer(path: Path, schema: pa.Schema, plan: _Plan, form: CompactFormat) -> 
     note = {"columns": plan.columns, "digits": plan.digits, "differences": plan.differences}
     return pq.ParquetWriter(
         path,
-        schema.with_metadata({KEY: json.dumps(note)}),
+        schema.with_metadata({KEY: json.dumps(note), NOTES: json.dumps(dict(notes))}),
         compression="zstd",
         compression_level=form.level,
         use_dictionary=[name for name in schema.names if name not in encoding],
@@ -149,12 +153,18 @@ def _writer(path: Path, schema: pa.Schema, plan: _Plan, form: CompactFormat) -> 
     )
 
 
-def write_compact(path: Path, chunks: Iterable[pl.DataFrame], form: CompactFormat) -> int:
+def write_compact(
+    path: Path,
+    chunks: Iterable[pl.DataFrame],
+    form: CompactFormat,
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Write frames of one schema into one file, chunk by chunk; returns the number of rows.
 
     Args:
         path: of the file, written in place (see `store.replace_file`).
         chunks: each may be forgotten once written; the first decides what can be packed.
+        notes: kept in the file, for `file_notes`.
 
     Raises:
         DataError: no chunk at all, or a later chunk holds digits or gaps that the first did not.
@@ -166,7 +176,7 @@ def write_compact(path: Path, chunks: Iterable[pl.DataFrame], form: CompactForma
         raise DataError("nothing to write", expected="at least one chunk", where=path)
     plan, whole = _packable(first, form)
     head = _arrow(first.head(0), plan, {name: values[:0] for name, values in whole.items()})
-    with _writer(path, head.schema, plan, form) as writer:
+    with _writer(path, head.schema, plan, form, notes) as writer:
         for chunk in itertools.chain([first], incoming):
             if chunk is not first:
                 found, whole = _packable(chunk, form)
@@ -194,6 +204,12 @@ def _plan_of(path: Path) -> _Plan | None:
     said: dict[str, Any] = json.loads(note)
     pairs = {name: (pair[0], pair[1]) for name, pair in said["differences"].items()}
     return _Plan(tuple(said["columns"]), said["digits"], pairs)
+
+
+def file_notes(path: Path) -> dict[str, str]:
+    """What was noted when a file was written; empty for a file without notes."""
+    said: dict[str, str] = json.loads(pl.read_parquet_metadata(path).get(NOTES, "{}"))
+    return said
 
 
 def _unpacked(name: str, plan: _Plan) -> pl.Expr:

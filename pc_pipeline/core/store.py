@@ -29,7 +29,7 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
-from pc_pipeline.core.compact import CompactFormat, scan_any, select_sql, write_compact
+from pc_pipeline.core.compact import CompactFormat, file_notes, scan_any, select_sql, write_compact
 from pc_pipeline.core.errors import StoreError
 from pc_pipeline.core.swap import flush, settle, swap_in
 
@@ -66,11 +66,14 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_frame(
-    path: Path, frame: pl.DataFrame | Iterable[pl.DataFrame], form: CompactFormat | None = None
+    path: Path,
+    frame: pl.DataFrame | Iterable[pl.DataFrame],
+    form: CompactFormat | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write Parquet in place, packed where `form` says how."""
+    """Write Parquet in place, packed and with notes where `form` says how."""
     if form is not None:
-        write_compact(path, [frame] if isinstance(frame, pl.DataFrame) else frame, form)
+        write_compact(path, [frame] if isinstance(frame, pl.DataFrame) else frame, form, notes or {})
         return
     whole = frame if isinstance(frame, pl.DataFrame) else pl.concat(frame)
     whole.write_parquet(path, compression="zstd", statistics=True)
@@ -107,17 +110,25 @@ class Store:
         frame: pl.DataFrame | Iterable[pl.DataFrame],
         scenario: str | None = None,
         form: CompactFormat | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> Path:
         """Swap in one table or partition; returns its path.
 
         Args:
             frame: the rows, or with `form` chunks of them, each forgotten once written.
             form: how to pack them; None writes plain Parquet. Readers need not know which.
+            notes: with `form`, kept in the file: `table_notes`.
         """
         path = self.table_path(table, scenario)
         with replace_file(path) as temporary:
-            write_frame(temporary, frame, form)
+            write_frame(temporary, frame, form, notes)
         return path
+
+    def table_notes(self, table: str, scenario: str | None = None) -> dict[str, str]:
+        """What was noted with a table or partition; empty where there is neither."""
+        self.settle()
+        path = self.table_path(table, scenario)
+        return file_notes(path) if path.exists() else {}
 
     def write_together(
         self, files: Mapping[Path, Callable[[Path], object]], drop_tables: Sequence[str] = ()

@@ -87,6 +87,7 @@ def run(
 
 def backfill(
     scenario: Scenario = None,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Learn anew from what is landed first.")] = False,
     deal: Deal = "",
     recipe: RecipeName = "base",
     macro: Macro = "",
@@ -102,7 +103,7 @@ def backfill(
 
     settings = _settings(root, data, recipe, seed, deal, macro, device)
     with dg.DagsterInstance.get() as instance:
-        launch.backfill(settings, tuple(scenario or ()), instance)
+        launch.backfill(settings, tuple(scenario or ()), instance, retrain)
     closing.print_report_and_next_steps(settings)
 
 

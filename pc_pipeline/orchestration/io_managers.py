@@ -5,10 +5,12 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from pc_pipeline.engines import stages
 from pc_pipeline.loans.panel_store import PACKED_TABLES
 from pc_pipeline.models.checkpoint import load_model, save_model
 from pc_pipeline.orchestration.resources import StoreResource
 from pc_pipeline.schemas.tables import TABLES, describe, validate
+from pc_pipeline.schemas.units import OBSERVED
 
 
 def table_metadata(table: str, frame: pl.DataFrame) -> dict[str, Any]:
@@ -30,7 +32,9 @@ class TableIOManager(dg.ConfigurableIOManager):  # type: ignore[misc]
         table = context.asset_key.path[-1]
         scenario = context.partition_key if context.has_partition_key else None
         rows = validate(table, obj, where=scenario or "") if table in TABLES else obj
-        path = self.store.store.write_table(table, rows, scenario, form=PACKED_TABLES.get(table))
+        notes = stages.panel_notes(self.store.store) if scenario == OBSERVED else None
+        form = PACKED_TABLES.get(table)
+        path = self.store.store.write_table(table, rows, scenario, form=form, notes=notes)
         context.add_output_metadata({**table_metadata(table, obj), "path": dg.MetadataValue.path(str(path))})
 
     def load_input(self, context: dg.InputContext) -> pl.DataFrame:
@@ -46,8 +50,10 @@ class ModelIOManager(dg.ConfigurableIOManager):  # type: ignore[misc]
 
     def handle_output(self, context: dg.OutputContext, obj: dict[str, tuple[Any, dict[str, Any]]]) -> None:
         folder = self.store.store.model_folder(context.asset_key.path[-1])
+        source = {stages.LEARNED_FROM: stages.learned_from(self.store.store)}
         for name, (model, card) in obj.items():
-            save_model(folder / name, model, card)
+            known = {key: value for key, value in card.items() if key not in source}
+            save_model(folder / name, model, known | source)
         context.add_output_metadata({"path": dg.MetadataValue.path(str(folder))})
 
     def load_input(self, context: dg.InputContext) -> dict[str, tuple[Any, dict[str, Any]]]:

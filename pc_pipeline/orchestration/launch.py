@@ -220,15 +220,31 @@ def simulate_all(launcher: Launcher, scenarios: tuple[str, ...], first_macro: bo
         launcher.execute(job, scenario)
 
 
-def backfill(settings: Settings, scenarios: tuple[str, ...], instance: dg.DagsterInstance) -> Path:
-    """Simulate and report all scenarios with the models that are there; a failed one is rerun alone."""
+def backfill(
+    settings: Settings, scenarios: tuple[str, ...], instance: dg.DagsterInstance, retrain: bool = False
+) -> Path:
+    """Simulate and report all scenarios with the models that are there; a failed one is rerun alone.
+
+    Models that learned from another state of the landed history are named; with `retrain` they learn anew
+    first.
+    """
     prepare_instance(instance)
     store = Store(settings.data_dir)
     chosen = scenarios or tuple(
         name for name in instance.get_dynamic_partitions("scenario") if name != OBSERVED
     )
     add_scenarios(instance, chosen)
-    launcher = Launcher(settings, instance, n_stages=3 * len(chosen) + 2)
+    relearned = (2 + TRAINING_STAGES) if retrain else 0
+    launcher = Launcher(settings, instance, n_stages=relearned + 3 * len(chosen) + 2)
+    if retrain:
+        launcher.execute("tape")
+        if stages.has_real_history(store):
+            add_scenarios(instance, [OBSERVED])
+            launcher.execute("scenario_inputs", OBSERVED)
+        launcher.execute("training")
+    warning = stages.stale_models(store)
+    if warning:
+        launcher.console.print(f"[yellow]![/yellow] {warning}", soft_wrap=True)
     simulate_all(launcher, chosen)
     launcher.execute("closing")
     return store.report_path(stages.HTML_REPORT)

@@ -24,6 +24,7 @@ from pc_pipeline.schemas.units import (
     RATE_TYPES,
 )
 
+RISK_GRADES = ("A", "B", "C", "D", "E")
 CENT = 0.005  # half a cent: money in tables is rounded to cents
 _BOUNDS = {series.name: {"ge": series.lower, "le": series.upper} for series in MACRO_SERIES}
 
@@ -98,6 +99,23 @@ class LoanTape(Table):
     def maturity_after_origination(cls, data: PolarsData) -> pl.LazyFrame:
         """Maturity lies after origination."""
         return data.lazyframe.select(pl.col("maturity_date") > pl.col("origination_date"))
+
+
+class Borrowers(Table):
+    """Borrowers of the payment cascade, one row per loan; a missing feature takes its neutral value."""
+
+    loan_id: str = _f("loan identifier", unique=True, str_length={"min_value": 1, "max_value": 64})
+    borrower_id: str = _f("borrower identifier", str_length={"min_value": 1, "max_value": 64})
+    credit_score: float = _f("external score, 300-850", nullable=True, ge=300, le=850)
+    dti: float = _f("debt to income, decimal", nullable=True, ge=0, le=1)
+    income: float = _f("income, currency per year", nullable=True, ge=1, le=1e9)
+    principal: float = _f("principal, currency", nullable=True, ge=1, le=1e10)
+    term_months: int = _f("term, months", nullable=True, ge=1, le=600)
+    interest_rate: float = _f("coupon, decimal per year", nullable=True, ge=0, le=1)
+    risk_grade: str = _f("grade, A (best) to E", nullable=True, isin=RISK_GRADES)
+    employment_months: float = _f("months in employment", nullable=True, ge=0, le=1200)
+    delinquencies_2y: float = _f("delinquencies in two years", nullable=True, ge=0, le=1000)
+    bankruptcies: float = _f("bankruptcies", nullable=True, ge=0, le=1000)
 
 
 class LoanPanel(Table):
@@ -283,9 +301,37 @@ class Quarantine(Table):
     row_json: str = _f("the row as it came, JSON")
 
 
+class DataQuality(Table):
+    """What ingest did to each column of the deliveries that the landed pool is made of.
+
+    A row counts whole rows of a file (column '*'), or names what was repaired or refused in one column, or
+    how far a column has drifted; each over the file (month null) or for one month.
+    """
+
+    file: str = _f("delivered file")
+    column: str = _f("column, '*' for whole rows")
+    month: pl.Date = _f("reporting month, null for the whole file", nullable=True)
+    rows_in: int = _f("rows that came, 0 where the entry is about values", ge=0)
+    accepted: int = _f("rows kept", ge=0)
+    repaired: int = _f("values changed", ge=0)
+    how: str = _f("how they were changed, or what was noted")
+    quarantined: int = _f("rows refused", ge=0)
+    why: str = _f("why they were refused")
+    drift_psi: float = _f("population stability index against the delivery before", ge=0, nullable=True)
+    delivery: str = _f("delivery the file came with")
+
+    @pa.dataframe_check
+    @classmethod
+    def rows_are_kept_or_refused(cls, data: PolarsData) -> pl.LazyFrame:
+        """accepted = rows_in - quarantined, where rows are counted."""
+        kept = pl.col("accepted") == (pl.col("rows_in") - pl.col("quarantined")).clip(0)
+        return data.lazyframe.select(kept | (pl.col("rows_in") == 0))
+
+
 TABLES: dict[str, type[Table]] = {
     "macro_scenarios": MacroScenarios,
     "loan_tape": LoanTape,
+    "borrowers": Borrowers,
     "loan_panel": LoanPanel,
     "recoveries": Recoveries,
     "transitions": Transitions,
@@ -297,6 +343,7 @@ TABLES: dict[str, type[Table]] = {
     "tranche_balance_report": TrancheBalanceReport,
     "macro_fan_report": MacroFanReport,
     "quarantine": Quarantine,
+    "data_quality": DataQuality,
 }
 
 

@@ -14,6 +14,10 @@ from pc_pipeline.engines import stages
 from pc_pipeline.engines.stages.delivery import is_same_pool, pool_name
 from pc_pipeline.engines.stages.landing import claim_store, read_landing
 from pc_pipeline.loans.ingest import deliveries, pools
+from pc_pipeline.loans.panel_store import PANEL_FORMAT
+from pc_pipeline.models.checkpoint import save_model
+from pc_pipeline.models.markov import MarkovTransitionModel
+from pc_pipeline.schemas.tables import failures
 from pc_pipeline.schemas.units import MACRO_SERIES
 from pc_pipeline_tests.shared_data import shared_path
 
@@ -195,3 +199,52 @@ def test_a_forgotten_landing_keeps_its_deliveries(tmp_path: Path) -> None:
     assert read_landing(store) is None
     assert not store.has_table("landing_loans")
     assert len(deliveries(store, "book")) == 1
+
+
+def macro_history(place: Path, n_months: int, index: float) -> Path:
+    """Flat macro from January 2022, with another property index from March 2023 on."""
+    months = [dt.date(2022 + k // 12, k % 12 + 1, 1) for k in range(n_months)]
+    series = {s.name: [s.mean] * n_months for s in MACRO_SERIES}
+    series |= {"property_price_index": [100.0 if m < month(3) else index for m in months]}
+    pl.DataFrame({"month": months, **series}).write_csv(place)
+    return place
+
+
+def test_a_restated_macro_history_delivers_anew_and_a_longer_one_does_not(tmp_path: Path) -> None:
+    source, store = tape(tmp_path / "book", MARCH), Store(tmp_path / "store")
+    plain = stages.land(store, str(source))
+    first = stages.land(store, str(source), history=str(macro_history(tmp_path / "m1.csv", 15, 125.0)))
+    longer = stages.land(store, str(source), history=str(macro_history(tmp_path / "m2.csv", 20, 125.0)))
+    assert len(deliveries(store, "book")) == 2
+    assert longer.source_sha256 == first.source_sha256 != plain.source_sha256
+    restated = stages.land(store, str(source), history=str(macro_history(tmp_path / "m3.csv", 15, 80.0)))
+    assert len(deliveries(store, "book")) == 3
+    march = restated.panel.filter((pl.col("loan_id") == "a") & (pl.col("reporting_month") == month(3)))
+    assert march["ltv_current"].to_list() == [round(1000 / (2400 * 0.8), 4)]
+    assert restated.source_sha256 != first.source_sha256
+    stages.land(store, str(source))
+    assert len(deliveries(store, "book")) == 3, "without a history there is nothing to deliver anew"
+
+
+def test_what_is_landed_keeps_its_tables_contract(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    stages.land(store, str(tape(tmp_path / "book_2023-03", [*MARCH, ("b", 4, 9, 1.0)])))
+    stages.land(store, str(tape(tmp_path / "book_2023-04", APRIL)))
+    for name in ("quarantine", "data_quality"):
+        assert failures(name, store.read_table(name)).is_empty()
+    assert store.read_table("data_quality")["quarantined"].sum() > 0
+
+
+def test_models_of_an_older_history_are_named(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    stages.land(store, str(tape(tmp_path / "book_2023-03", MARCH)))
+    landed = store.read_table("landing_panel")
+    store.write_table("loan_panel", landed, "observed", form=PANEL_FORMAT, notes=stages.panel_notes(store))
+    folder = store.model_folder("joint_model") / "transition_transformer"
+    card = {stages.LEARNED_FROM: stages.learned_from(store)}
+    save_model(folder, MarkovTransitionModel(n_states=7), card)
+    assert stages.stale_models(store) == ""
+    stages.land(store, str(tape(tmp_path / "book_2023-04", APRIL)))
+    assert "not in the models" in stages.stale_models(store)
+    stages.forget_landing(store)
+    assert stages.stale_models(store) == ""

@@ -1,6 +1,7 @@
 """The chain's stages as plain functions: tables in, tables or models out; no Dagster here.
 
     delivery    from delivered files to the store's pool
+    freshness   whether the models learned from what is landed now
     data        macro paths, tape, panel, transitions, pool
     learning    component models, baseline, joint model
     results     simulation, tranche report, committee report
@@ -45,6 +46,12 @@ if TYPE_CHECKING:
         pool_name,
         quarantine_reasons,
         take_in,
+    )
+    from pc_pipeline.engines.stages.freshness import (
+        LEARNED_FROM,
+        learned_from,
+        panel_notes,
+        stale_models,
     )
     from pc_pipeline.engines.stages.identities import (
         expected_losses,
@@ -115,6 +122,7 @@ _HOME: dict[str, tuple[str, ...]] = {
         "quarantine_reasons",
         "take_in",
     ),
+    "freshness": ("LEARNED_FROM", "learned_from", "panel_notes", "stale_models"),
     "identities": (
         "expected_losses",
         "is_ordered",
@@ -161,8 +169,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
+
 __all__ = [
     "HTML_REPORT",
+    "LEARNED_FROM",
     "WORKBOOK",
     "JointStage",
     "LearningTables",
@@ -192,6 +202,7 @@ __all__ = [
     "keep_scenarios",
     "land",
     "landed_files",
+    "learned_from",
     "loan_panel",
     "loan_tape",
     "loss_frame",
@@ -199,6 +210,7 @@ __all__ = [
     "macro_paths",
     "model_scores",
     "panel_breaches",
+    "panel_notes",
     "pool",
     "pool_name",
     "quality_summary",
@@ -210,6 +222,7 @@ __all__ = [
     "seniority_breaches",
     "simulate",
     "simulation_breaches",
+    "stale_models",
     "state_profile",
     "take_in",
     "tape_profile",

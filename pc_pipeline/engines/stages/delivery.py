@@ -38,6 +38,7 @@ from pc_pipeline.loans.ingest import (
 )
 from pc_pipeline.loans.ingest import history as delivered_history
 from pc_pipeline.scenarios.history import load_history
+from pc_pipeline.schemas.tables import validate
 
 HISTORY_NAMES: Final = ("macro_fred", "macro", "macro_history.csv", "macro_history.parquet")
 QUIET_SECONDS: Final = 2.0  # a file written to this recently may still be on its way
@@ -114,6 +115,8 @@ def land(
     macro = load_history(found).frame if found else None
     taken = take_in(store, [tape], pool=pool, adapter=adapter, mapping=mapping, as_of=as_of, macro=macro)
     result = as_known(store, taken.pool, as_of=as_of, macro=macro)
+    for table in ("quarantine", "data_quality"):
+        validate(table, result.quarantine if table == "quarantine" else result.quality, where=str(path))
     claim_store(
         store,
         pool=f"delivered {taken.pool}",
@@ -144,7 +147,8 @@ def as_known(store: Store, pool: str, *, as_of: str = "", macro: pl.DataFrame | 
     """A pool over all its deliveries (until `as_of`), as if it had come in one.
 
     A tape without history is a snapshot: the last one is the pool. source_sha256 is the file's where one
-    delivery counts, else a digest of the deliveries that do: a restated month changes it.
+    delivery, read without macro history, counts, else a digest of the deliveries that do: a restated month
+    changes it, and so does a restated macro history.
 
     Raises:
         StoreError: nothing was delivered by then.
@@ -161,6 +165,7 @@ def as_known(store: Store, pool: str, *, as_of: str = "", macro: pl.DataFrame | 
         panel = add_covariates(panel, loans, macro)
     used = [by_id[name] for name in counted]
     keys = "\n".join(one.key for one in used)
+    is_plain = len(used) == 1 and not used[0].macro
     quality = [one.table("quality").with_columns(pl.lit(one.id).alias("delivery")) for one in used]
     return IngestResult(
         loans=loans,
@@ -171,7 +176,7 @@ def as_known(store: Store, pool: str, *, as_of: str = "", macro: pl.DataFrame | 
         adapter=last.adapter,
         rule=last.rule,
         as_of=last.as_of_month,
-        source_sha256=used[0].source_sha256 if len(used) == 1 else hashlib.sha256(keys.encode()).hexdigest(),
+        source_sha256=used[0].source_sha256 if is_plain else hashlib.sha256(keys.encode()).hexdigest(),
         counts=dict(last.counts),
     )
 

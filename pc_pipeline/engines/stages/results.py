@@ -18,6 +18,7 @@ from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.core.store import Store
 from pc_pipeline.engines.aggregator import CONVENTIONS, PortfolioAggregator
 from pc_pipeline.engines.results import SimulationResults, macro_fan
+from pc_pipeline.engines.stages.freshness import stale_models
 from pc_pipeline.engines.stages.landing import read_landing
 from pc_pipeline.engines.stages.learning import JOINT_FOLDER, Models, model_scores, trained_scenarios
 from pc_pipeline.models.checkpoint import read_card
@@ -26,7 +27,7 @@ from pc_pipeline.reports.workbook import write_workbook
 from pc_pipeline.schemas.tables import validate
 from pc_pipeline.schemas.units import MACRO_NAMES, canonical_scenario
 from pc_pipeline.simulation.distil import CompiledLoans
-from pc_pipeline.simulation.monte_carlo import SimulationConfig, simulation_table
+from pc_pipeline.simulation.monte_carlo import Progress, SimulationConfig, simulation_table
 from pc_pipeline.waterfall.deal import Deal, load_deal
 
 HTML_REPORT = "report.html"
@@ -87,6 +88,8 @@ def simulate(
     pool: pl.DataFrame,
     macro: pl.DataFrame,
     device: str,
+    *,
+    progress: Progress | None = None,
 ) -> SimulatedScenario:
     """Simulate the pool under one scenario.
 
@@ -118,6 +121,7 @@ def simulate(
         start=start,
         reference_month=int(models["loan_trajectory"][0].reference_month),
         severity_GQ=compiled.severity_GQ,
+        progress=progress,
     )
     losses = simulated.losses_P
     return SimulatedScenario(
@@ -263,7 +267,7 @@ def report_notes(
             ("run: tape", f"{Path(landing.source).name}, read as {landing.adapter}, as of {landing.as_of}"),
             ("run: first simulated month", add_months(landing.as_of_month, 1).isoformat()),
             ("convention: delinquency", landing.rule),
-            ("convention: learning", LEARNED[landing.has_history]),
+            ("convention: learning", stale_models(store) or LEARNED[landing.has_history]),
             ("convention: macro history", Path(landing.history).name if landing.history else "none"),
         ]
     notes += [(f"convention: {name}", text) for name, text in CONVENTIONS.items()]

@@ -9,7 +9,8 @@ joined (`merge`).
 
 A delivery is written into a folder with a temporary name, flushed to disk, then renamed into place: a
 process killed at any moment leaves the deliveries there were before, or those and the new one. The same
-bytes under the same adapter, mapping and as-of month are the same delivery: nothing is written twice.
+bytes under the same adapter, mapping, as-of month and macro history are the same delivery: nothing is written
+twice. Of the macro history only what the panel's covariates are made of counts: later months change nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,7 @@ from pc_pipeline.core.errors import StoreError
 from pc_pipeline.core.periods import parse_month
 from pc_pipeline.core.store import Store, check_name, file_sha256, write_frame
 from pc_pipeline.core.swap import flush
+from pc_pipeline.loans.frames import to_polars
 from pc_pipeline.loans.ingest.drift import drift_rows
 from pc_pipeline.loans.ingest.files import source_sha256, survey
 from pc_pipeline.loans.ingest.merge import History, merge_deliveries
@@ -55,10 +57,12 @@ class Delivery:
     Attributes:
         id: name of its folder: number and the first 12 digits of its key.
         number: 1, 2, ... in order of arrival.
-        key: hash of source bytes, adapter, mapping and as-of month.
+        key: hash of source bytes, adapter, mapping, as-of month and macro.
         source: names of the delivered files.
         source_sha256, adapter, rule, as_of, counts: as in `IngestResult`; as_of in ISO form.
         files: table -> SHA-256 of its Parquet file.
+        macro: digest of the macro history its covariates are made of, '' where it was read without one.
+        months: first and last month of that history that can matter (ISO), empty without a panel.
         folder: where it lies.
         is_new: False when the same delivery was there before.
     """
@@ -74,6 +78,8 @@ class Delivery:
     counts: dict[str, int]
     files: dict[str, str]
     folder: Path
+    macro: str = ""
+    months: list[str] = field(default_factory=list)
     is_new: bool = False
 
     @property
@@ -120,17 +126,44 @@ def deliver(
     """
     folder = _pool_folder(store, pool)
     source = source_digest(paths) if read is None else read.source_sha256
-    key = _key(source, adapter, mapping, as_of)
+    said = _key(source, adapter, mapping, as_of)
+    history_of = None if macro is None else to_polars(macro, ("month", "yield_10y"), "macro")
     with _one_writer(folder):
         present = deliveries(store, pool)
-        for known in present:
-            if known.key == key:
+        for known in reversed(present):
+            digest = known.macro if history_of is None else macro_digest(history_of, known.months)
+            if known.key == _with_macro(said, digest):
                 return known
         result = read or read_tape(paths, adapter, mapping, as_of, macro=macro)
+        months = covariate_months(result.panel)
+        digest = "" if history_of is None else macro_digest(history_of, months)
         names = _names(paths)
-        quality = with_drift(result, _latest(present), ", ".join(names))
-        number = 1 + max((known.number for known in present), default=0)
-        return _store(folder, number, key, names, result, quality)
+        card = {
+            "number": 1 + max((known.number for known in present), default=0),
+            "key": _with_macro(said, digest),
+            "source": names,
+            "macro": digest,
+            "months": months,
+        }
+        return _store(folder, card, result, with_drift(result, _latest(present), ", ".join(names)))
+
+
+def covariate_months(panel: pl.DataFrame) -> list[str]:
+    """First and last month whose macro can enter a panel's covariates, ISO; empty for an empty panel."""
+    if panel.is_empty():
+        return []
+    first, last = panel["vintage_month"].min(), panel["reporting_month"].max()
+    return [str(first), str(last)]
+
+
+def macro_digest(macro: pl.DataFrame, months: Sequence[str]) -> str:
+    """Digest of what covariates read of a macro history between two months; '' where none can matter."""
+    if not months:
+        return ""
+    first, last = (date.fromisoformat(month) for month in months)
+    names = [name for name in ("month", "yield_10y", "property_price_index") if name in macro.columns]
+    rows = macro.select(names).filter(pl.col("month").is_between(first, last)).unique("month").sort("month")
+    return hashlib.sha256(rows.write_csv().encode()).hexdigest()
 
 
 def source_digest(paths: str | Path | Sequence[str | Path]) -> str:
@@ -235,6 +268,10 @@ def _key(source: str, adapter: str | None, mapping: str | Path | None, as_of: st
     return hashlib.sha256("\x1f".join([source, adapter or "", mapped, month]).encode()).hexdigest()
 
 
+def _with_macro(key: str, digest: str) -> str:
+    return hashlib.sha256(f"{key}\x1f{digest}".encode()).hexdigest() if digest else key
+
+
 def _names(paths: str | Path | Sequence[str | Path]) -> list[str]:
     several = [paths] if isinstance(paths, str | Path) else list(paths)
     return [Path(path).name for path in several]
@@ -244,11 +281,9 @@ def _latest(present: Sequence[Delivery]) -> Delivery | None:
     return max(present, key=lambda one: (one.as_of_month, one.number), default=None)
 
 
-def _store(
-    folder: Path, number: int, key: str, names: list[str], result: IngestResult, quality: pl.DataFrame
-) -> Delivery:
+def _store(folder: Path, said: dict[str, Any], result: IngestResult, quality: pl.DataFrame) -> Delivery:
     """Write into a temporary folder, flush, rename."""
-    identity = f"{number:06d}-{key[:12]}"
+    identity = f"{said['number']:06d}-{said['key'][:12]}"
     temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
     temporary.mkdir(parents=True)
     try:
@@ -260,10 +295,8 @@ def _store(
             files[name] = file_sha256(path)
             flush(path)
         card: dict[str, Any] = {
+            **said,
             "id": identity,
-            "number": number,
-            "key": key,
-            "source": names,
             "source_sha256": result.source_sha256,
             "adapter": result.adapter,
             "rule": result.rule,
@@ -282,10 +315,15 @@ def _store(
 
 
 def _read_card(path: Path) -> Delivery:
-    names = {field.name for field in fields(Delivery)} - {"folder", "is_new"}
+    needed = {one.name for one in fields(Delivery)} - {"folder", "is_new", "macro", "months"}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Delivery(**{name: content[name] for name in names}, folder=path.parent)
+        return Delivery(
+            **{name: content[name] for name in needed},
+            macro=content.get("macro", ""),
+            months=content.get("months", []),
+            folder=path.parent,
+        )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise StoreError("a delivery's card cannot be read", got=error, where=path) from error
 

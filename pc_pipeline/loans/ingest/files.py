@@ -145,6 +145,7 @@ def read_part(
             if columns is None
             else mapped.select("_row", *(n for n in mapped.columns if n in set(columns)))
         )
+    check_doubles(part)
     wanted = [name for name in (names or part.columns) if columns is None or name in set(columns)]
     if part.kind == "delimited":
         frame = _read_delimited(part, wanted, types, names)
@@ -206,6 +207,14 @@ def _check_columns(part: Part) -> None:
         raise IngestError(
             "too many columns", expected=f"at most {MAX_COLUMNS}", got=len(part.columns), where=where(part)
         )
+
+
+def check_doubles(part: Part) -> None:
+    """Refuse a part in which a column appears twice: no one could say which is meant.
+
+    Raises:
+        IngestError: names them.
+    """
     if part.kind == "delimited" and part.delimiter == "|":
         return  # the first line of a headerless layout repeats values rightly
     doubled = [name for name, n in Counter(part.columns).items() if n > 1 and name]

@@ -21,7 +21,7 @@ from pc_pipeline.loans.ingest.adapter import Adapter, Options
 from pc_pipeline.loans.ingest.canonical import Canonical
 from pc_pipeline.loans.ingest.covariates import add_covariates
 from pc_pipeline.loans.ingest.fannie_mae import FannieMae
-from pc_pipeline.loans.ingest.files import Part, source_sha256, survey, where
+from pc_pipeline.loans.ingest.files import Part, check_doubles, source_sha256, survey, where
 from pc_pipeline.loans.ingest.mapping import load_mapping, mapped_parts
 from pc_pipeline.loans.ingest.not_tapes import why_no_tape
 from pc_pipeline.loans.ingest.quarterly_mortgage import QuarterlyMortgage
@@ -63,13 +63,19 @@ def _recognise(parts: Sequence[Part]) -> str:
             return adapter.name
     known = why_no_tape(parts)
     if known:
-        raise IngestError("this is no loan tape", expected="one row a loan", got=known, where=parts[0].path)
+        raise IngestError("this is no loan tape", expected="one row a loan", got=known, where=_place(parts))
+    for part in parts:
+        check_doubles(part)
     raise IngestError(
         "no adapter knows this delivery",
         expected="; ".join(f"{adapter.name}: {adapter.expects}" for adapter in ADAPTERS.values()),
         got="; ".join(f"{where(part)}: {', '.join(part.columns[:12]) or part.kind}" for part in parts[:5]),
         where=parts[0].path,
     )
+
+
+def _place(parts: Sequence[Part]) -> Path:
+    return parts[0].path if len(parts) == 1 else parts[0].path.parent
 
 
 def read_tape(
