@@ -48,7 +48,7 @@ def test_hard_tensors_equal_arrays() -> None:
 
 @pytest.mark.parametrize("figure", ["price", "expected_loss", "irr", "wal_years", "cushion"])
 def test_gradients_agree_with_finite_differences(figure: str) -> None:
-    """With respect to collections in one random direction, a coupon and a trigger."""
+    """With respect to collections in one random direction, a coupon, a trigger and a class's size."""
     deal = load_deal(DEAL / "clo_four_tranche.yaml")
     base = collections(11, 3, 24, default_rate=0.02, recovery=0.4)
     toward = base * np.random.default_rng(12).uniform(0, 0.2, base.shape)
@@ -56,14 +56,15 @@ def test_gradients_agree_with_finite_differences(figure: str) -> None:
     def measure(move: torch.Tensor) -> torch.Tensor:
         cash = torch.tensor(base) * 0.8 + move[0] * torch.tensor(toward)
         terms = {"coupon.Mezz": 0.08 + move[1], "trigger.oc_Mezz": 1.08 + move[2]}
+        terms["balance.Mezz"] = 0.15 * POOL * (1.0 + move[3])
         result = run_waterfall(cash, deal, pool_balance=POOL, overrides=terms, temperature=0.05)
         return soft_figures(result, "Mezz", discount_rate=0.07)[figure]
 
-    start = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    start = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     measure(start).backward()
     assert start.grad is not None
-    for place in range(3):
-        step = torch.zeros(3, dtype=torch.float64)
+    for place in range(4):
+        step = torch.zeros(4, dtype=torch.float64)
         step[place] = 1e-6
         with torch.no_grad():
             slope = (measure(step) - measure(-step)) / 2e-6
