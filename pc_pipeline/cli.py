@@ -102,6 +102,9 @@ def print_deal(answer: dict[str, Any], as_json: bool) -> None:
         title=f"{answer['deal']}, {answer['currency']} {word}".strip(),
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # nine columns fit a terminal of 80
+        show_edge=False,
+        pad_edge=False,
     )
     for name in ("class", "opening", "interest", "principal", "WAL\nyears", "IRR", "yield", "price", "loss"):
         table.add_column(name, justify="left" if name == "class" else "right")
@@ -117,6 +120,12 @@ def print_deal(answer: dict[str, Any], as_json: bool) -> None:
             _percent_points(figures.get("loss_percent")),
         )
     Console().print(table)
+    left = answer["pool_outstanding_percent"]
+    if left > 0:
+        typer.echo(
+            f"The collections end with {left:.1f} % of the pool outstanding: loss is what has not been\n"
+            "repaid so far, and the returns count that as lost."
+        )
     typer.echo("payment by payment: --json")
 
 

@@ -60,6 +60,8 @@ def test_run_a_deal_by_hand(deal: Path, tmp_path: Path) -> None:
     # beside interest 9 - fee 0.9 - coupon 3.5
     assert second["classes"]["A"]["balance"] == pytest.approx(0.0)
     assert second["residual"] == pytest.approx(20.0 + 9.0 - 0.9 - 3.5)
+    assert answer["pool_outstanding_percent"] == pytest.approx(100 * (1000 - 100 - 700 - 50) / 1000)
+    assert "end with 15.0 % of the pool outstanding" in pc("deal", "run", deal, "--collections", collections)
     # bought at par a class yields its coupon
     assert answer["classes"]["A"]["price"] == 100.0
     assert answer["classes"]["A"]["yield_percent"] == pytest.approx(6.0, abs=1e-6)

@@ -38,6 +38,7 @@ from pc_pipeline.waterfall.pricing import (
 Vector = float | Sequence[float]
 CENT = 0.0051
 LOWEST_YIELD = -11.0  # nominal, monthly: below this nearly all is lost and durations mean nothing
+POOL_DUST = 1e-4  # percent of the original pool
 SHIFT = 0.0025  # of index and yield, for effective durations
 _ALIASES = {
     "principal": "scheduled_principal",
@@ -226,7 +227,8 @@ def run_deal_json(
 
     Returns:
         'deal', 'payments' (by date: classes, fees, accounts, tests, triggers, pool, residual) and 'classes'
-        (WAL, yield, IRR, price, loss, percent of original balance).
+        (WAL, yield, IRR, price, loss, percent of original balance); 'pool_outstanding_percent' above zero
+        says that the collections end before the pool does.
 
     Raises:
         DealError, DataError: see `load_deal`, `read_collections`, `run_waterfall`.
@@ -396,9 +398,17 @@ def as_json(
             "reinvestment": "pro rata slice of the living pool",
         },
         "conservation_error": result.conservation_error,
+        "pool_outstanding_percent": _pool_left(result, path),
         "payments": [_payment(result, t, path) for t in range(result.balance.shape[1])],
         "classes": class_figures(result, index or {}, price=price, at_yield=at_yield, path=path),
     }
+
+
+def _pool_left(result: WaterfallResult, path: int) -> float:
+    """Percent of the original pool that stands after the last payment; 0 when that is dust or it was sold."""
+    left = 100.0 * float(result.pool[path, -1]) / result.pool_balance
+    sold = bool(np.asarray(result.totals["sale"])[path].any())
+    return 0.0 if sold or left < POOL_DUST else left
 
 
 def _payment(result: WaterfallResult, t: int, path: int) -> dict[str, Any]:
