@@ -1,4 +1,4 @@
-"""The console command `pc`: runs (`orchestration`), deliveries (`ingest_commands`), the rest (`cli`)."""
+"""The console command `pc`: runs (`orchestration`), deliveries (`ingest_commands`), `service`, the rest."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ def main() -> None:
     from pc_pipeline.core.errors import PcError
     from pc_pipeline.ingest_commands import add_ingest_commands
     from pc_pipeline.orchestration.commands import add_commands
+    from pc_pipeline.service.commands import add_service_commands
 
     add_commands(app)
     add_ingest_commands(app)
+    add_service_commands(app)
     try:
         app()
     except PcError as error:
