@@ -37,8 +37,9 @@ from pc_pipeline.training.trajectories import (
 GUARD: Final = 0.01
 SHRINK: Final = 5.0  # moves added to both sides of a ratio: a cell with few moves hardly shifts
 MAX_SHIFT: Final = 1.0  # largest change of one intercept, log-odds
-_PASSES: Final = 3
-_MAX_HISTORIES: Final = 4000
+_PASSES: Final = 2
+_MAX_HISTORIES: Final = 6000
+_FEW_GROUPS: Final = 8
 _MIN_DEFAULTS: Final = 30
 _SEVERITY: Final = 1
 
@@ -109,17 +110,19 @@ def calibrate_rates(
     trajectories: Trajectories,
     macro_data: Any,
 ) -> tuple[Rows, bool]:
-    """Shift each class's intercepts until expected moves equal observed ones, eq. (11).
+    """Shift each class's intercepts towards where expected moves equal observed ones, eq. (11).
 
     Expected moves are one month ahead, loan by loan given its own past, so the shift corrects the pair
-    (cohort model, loan model) as it is used. Default rates by class and vintage year are reported.
+    (cohort model, loan model) as it is used. A cell moves only by the part of its gap that its spread over
+    macro paths (over groups of loans, with few paths) does not explain: matching a few paths to the last
+    default would teach their luck. Default rates by class and vintage year are reported.
     """
     paths = macro_paths(macro_data)
     start = transition_model.base.detach().clone()
     before = _expected_moves(transition_model, trajectory_model, trajectories, paths)
-    now = before
+    now, beyond = before, _beyond_chance(before)
     for _ in range(_PASSES):
-        ratio = torch.log((now.observed + SHRINK) / (now.expected + SHRINK))
+        ratio = torch.log((now.observed + SHRINK) / (now.expected + SHRINK)) * beyond
         moved = transition_model.base + ratio * transition_model.allowed
         transition_model.base.copy_(start + (moved - start).clamp(-MAX_SHIFT, MAX_SHIFT))
         now = _expected_moves(transition_model, trajectory_model, trajectories, paths)
@@ -142,15 +145,44 @@ def calibrate_rates(
     return rows, kept
 
 
+def _beyond_chance(moves: _Moves) -> Tensor:
+    """(4,4,7) positive-part shrinkage max(0, 1 - se^2 / r^2) of the log ratios r of eq. (11).
+
+    se is that of a ratio over G groups, at least that of a Poisson count:
+    se^2 = max(G / (G - 1) sum_g (O_g - (O / E) E_g)^2 / O^2, 1 / O).
+    """
+    observed, expected = moves.observed_by_group, moves.expected_by_group
+    groups = len(observed)
+    level = moves.observed / moves.expected.clamp(min=1e-9)
+    spread = groups / max(groups - 1, 1) * (observed - level * expected).square().sum(0)
+    seen = moves.observed + SHRINK
+    noise = torch.maximum(spread / seen.square(), 1.0 / seen)
+    ratio = torch.log(seen / (moves.expected + SHRINK))
+    return (1.0 - noise / ratio.square().clamp(min=1e-12)).clamp(min=0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Moves:
-    """Observed and expected moves (4 classes, 4, 7), loan-months (4,), mean log-loss, defaults by cohort."""
+    """Observed and expected moves (4 classes, 4, 7), loan-months (4,), mean log-loss, defaults by cohort.
 
-    observed: Tensor
-    expected: Tensor
+    observed_by_group, expected_by_group: (G, 4, 4, 7) by macro path, or by groups of loans with few paths.
+    """
+
     months: Tensor
     log_loss: float
     by_cohort: list[tuple[str, float, float]]
+    observed_by_group: Tensor
+    expected_by_group: Tensor
+
+    @property
+    def observed(self) -> Tensor:
+        """(4, 4, 7) moves before the final month; maturity mixes performing and prepaid."""
+        return self.observed_by_group.sum(0)
+
+    @property
+    def expected(self) -> Tensor:
+        """(4, 4, 7) beside them."""
+        return self.expected_by_group.sum(0)
 
 
 def _expected_moves(
@@ -162,11 +194,12 @@ def _expected_moves(
     trajectory_model.eval()
     data = trajectory_data(trajectories, cohort_rows(transition_model, trajectories, paths))
     n_classes = len(ASSET_CLASSES)
-    observed, expected = (torch.zeros(n_classes, N_LIVING, N_STATES, dtype=torch.float64) for _ in range(2))
+    every, group = _thinned(data), _groups(trajectories)
+    shape = (int(group.max()) + 1, n_classes, N_LIVING, N_STATES)
+    observed, expected = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
     months, total, count = torch.zeros(n_classes, dtype=torch.float64), 0.0, 0
     defaults = torch.zeros(len(data), 2, dtype=torch.float64)
     code = torch.nan_to_num(data.features[:, :n_classes]).argmax(1)
-    every = _thinned(data)
     for rows in every.split(1024):
         batch = data.take(rows)
         chance = outputs(trajectory_model, batch)["state_logits"].double().softmax(-1)
@@ -182,17 +215,25 @@ def _expected_moves(
         defaults[rows, 1] = (chance[..., LoanState.default] * seen).sum(1)
         # Before the final month only: maturity mixes performing and prepaid.
         plain = seen & ~batch.is_final
-        place = (code[rows][:, None] * N_LIVING + previous)[plain]
+        place = ((group[rows] * n_classes + code[rows])[:, None] * N_LIVING + previous)[plain]
         observed.view(-1, N_STATES).index_add_(0, place, happened[plain])
         expected.view(-1, N_STATES).index_add_(0, place, chance[plain])
         months.index_add_(0, code[rows], plain.sum(1).double())
     return _Moves(
-        observed=observed,
-        expected=expected,
         months=months,
         log_loss=total / max(count, 1),
         by_cohort=_by_cohort(trajectories, code, defaults, every),
+        observed_by_group=observed,
+        expected_by_group=expected,
     )
+
+
+def _groups(trajectories: Trajectories) -> Tensor:
+    """(N,) macro path of each history; with fewer than `_FEW_GROUPS` paths, a group of loans."""
+    keys = trajectories.keys.select(pl.struct("scenario", "macro_path_id").rank("dense") - 1).to_series()
+    if int(str(keys.max())) + 1 >= _FEW_GROUPS:
+        return torch.from_numpy(keys.to_numpy().astype(np.int64))
+    return torch.from_numpy(trajectories.loan_row.astype(np.int64) % _FEW_GROUPS)
 
 
 def _thinned(data: TrajectoryData) -> Tensor:

@@ -7,8 +7,9 @@ step, `training.calibration`.
 
 Gradients of L_portfolio run through the soft waterfall, expected cash, transition rows and loan
 residuals, and through the reparameterised macro paths, into all three models. Guard: the weights kept
-are the best of those whose component log-losses are all within 1 % of where they began; where there
-are none, the models come back unchanged.
+are the best of those whose component log-losses, on loans and macro paths that no step has seen, stay within
+1 % of where they began and within 1 % of what the component gains on its class's mean rows. A step too far
+is halved; where nothing is left, the models come back unchanged.
 """
 
 from __future__ import annotations
@@ -30,12 +31,19 @@ from pc_pipeline.loans.macro_index import MacroPaths, macro_paths
 from pc_pipeline.loans.trajectories import Trajectories, prepare_trajectories
 from pc_pipeline.loans.transitions import transition_table
 from pc_pipeline.models.checkpoint import data_fingerprint
-from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel
+from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel, TrajectoryConfig
 from pc_pipeline.models.macro_vae import MacroVAE
 from pc_pipeline.models.transition_transformer import TransitionTransformer, matrix_from
-from pc_pipeline.schemas.units import COHORT_FEATURES, MACRO_NAMES, OBSERVED, canonical_scenario
+from pc_pipeline.schemas.units import (
+    ASSET_CLASSES,
+    COHORT_FEATURES,
+    MACRO_NAMES,
+    OBSERVED,
+    canonical_scenario,
+)
 from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.loop import run_training
+from pc_pipeline.training.macro_vae import split_by_path
 from pc_pipeline.training.portfolio import (
     History,
     Problem,
@@ -48,21 +56,35 @@ from pc_pipeline.training.portfolio import (
     portfolio_loss,
     tranche_returns,
 )
-from pc_pipeline.training.trajectories import TrajectoryData, batch_losses, cohort_rows, trajectory_data
+from pc_pipeline.training.trajectories import (
+    TrajectoryData,
+    batch_losses,
+    class_rows,
+    cohort_rows,
+    evaluate,
+    split_loans,
+    trajectory_data,
+)
 from pc_pipeline.training.transitions import (
     TransitionData,
     calendar_of,
     log_loss,
+    moves_nats,
     negative_log_likelihood,
+    split,
     transition_data,
 )
 
 GUARD: Final = 0.01  # largest relative worsening of a component's log-loss
+SKILL_GUARD: Final = 0.01  # and of its gain on the mean rows of its class, which is a small part of the loss
+SHORTER: Final = (1.0, 0.5, 0.25, 0.125)  # shares of the way from the start that are tried
 INTERCEPT_LR: Final = 100.0  # intercepts learn this much faster than weights
 _PENALTY: Final = 1e3
 _STAND_IN_PATHS: Final = 64  # sampled per scenario where no macro data are given
-_CHECK_LOANS: Final = 512
+_CHECK_LOANS: Final = 1024
 _CHECK_MOVES: Final = 512
+_HELD_PATHS: Final = 0.2  # of macro paths, kept from L_macro's steps
+_GUARDED: Final = ("macro_loss", "transition_loss", "trajectory_loss")
 _INTERCEPTS: Final = ("transitions.base", "macro.centre_SGM")
 
 
@@ -142,8 +164,9 @@ class EndToEndTrainer:
             transitions: table `transitions`; None counts it from the panel.
 
         Returns:
-            The loop's history and: 'before', 'after' (component log-losses, portfolio gaps, loss rates),
-            'is_changed', 'horizon_months', 'loss_rate_history', 'loss_rate_target', 'notes'.
+            The loop's history and: 'before', 'after' (component log-losses on held-out rows, portfolio gaps,
+            loss rates), 'is_changed', 'step' (share of the way that was kept, 0 for none), 'class_rows_loss'
+            (the mean rows' log-losses), 'horizon_months', 'loss_rate_history', 'loss_rate_target', 'notes'.
 
         Raises:
             DataError: tables that do not fit; ModelError: a scenario the VAE does not know.
@@ -159,22 +182,20 @@ class EndToEndTrainer:
             lambda rows, generator: self._loss(data, targets, generator),
             config,
             name="joint_model",
-            validation_loss=lambda: self._objective(self._measure(data, targets), before),
+            validation_loss=lambda: self._objective(self._measure(data, targets), before, data),
             resume=resume,
             fingerprint=data_fingerprint(data.trajectory.features, data.trajectory.states, data.paths.values),
             on_epoch=on_epoch,
             lr_share=lambda name: INTERCEPT_LR if name.startswith(_INTERCEPTS) else 1.0,
         )
-        after = self._measure(data, targets)
-        is_changed = self._objective(after, before) < self._objective(before, before)
-        if not is_changed:
-            self.models.load_state_dict(start)
-            after = before
+        step, after = self._furthest_allowed(data, targets, start, before)
         self.models.eval()
         return history | {
             "before": before,
             "after": after,
-            "is_changed": is_changed,
+            "is_changed": step > 0,
+            "step": step,
+            "class_rows_loss": data.plain_losses,
             "horizon_months": data.problem.months,
             "loss_rate_history": data.history.loss_rate,
             "loss_rate_target": targets.loss_rate,
@@ -199,22 +220,32 @@ class EndToEndTrainer:
         ).float()
         problem = balance_weights(problem, reference, shown, self.transitions, self.trajectory)
         counts = transition_table(panel, loans) if transitions is None else transitions
-        moves = transition_data(cohort_table(loans), counts, macro_data)
+        moves, held_moves = split(transition_data(cohort_table(loans), counts, macro_data))
         known = [k for k, key in enumerate(paths.keys) if key[0] != OBSERVED]
         codes = [self._code(paths.keys[k][0]) for k in known]
         scenario_codes = [self._code(name) for name in history.scenarios]
         whole = paths.n_months == self.vae.config.seq_length and not notes and bool(known)
         own = None if whole else self._own_paths(sorted(set(scenario_codes)))
         values = torch.from_numpy(paths.values[known]).float() if own is None else own[0]
+        labels = torch.tensor(codes) if own is None else own[1]
+        shown_paths, held_paths = split_by_path(labels, _HELD_PATHS, self.config.seed)
+        rows = trajectory_data(trajectories, cohort_rows(self.transitions, trajectories, paths))
+        shown_loans, held_loans = split_loans(rows, trajectories, self.config.seed, None)
         return _Data(
             paths=paths,
             problem=problem,
             history=history,
             moves=moves,
-            trajectory=trajectory_data(trajectories, cohort_rows(self.transitions, trajectories, paths)),
+            held_moves=held_moves,
+            trajectory=rows,
+            shown_loans=shown_loans,
+            held_loans=held_loans,
             pairs=_Pairs.of(trajectories, paths),
             macro=values,
-            labels=torch.tensor(codes) if own is None else own[1],
+            labels=labels,
+            shown_paths=shown_paths,
+            held_paths=held_paths if len(held_paths) else shown_paths,
+            plain_losses=_class_rows_losses(trajectories, held_loans, moves, held_moves),
             scenario_codes=torch.tensor(scenario_codes),
             notes=notes,
         )
@@ -251,11 +282,12 @@ class EndToEndTrainer:
         self.models.eval()  # no dropout: the portfolio term is an expectation
         self.vae.train()
         joint = self.joint
-        macro_rows = _some(len(data.macro), joint.paths_per_step, generator)
+        macro_rows = data.shown_paths[_some(len(data.shown_paths), joint.paths_per_step, generator)]
         macro = self.vae.loss(data.macro[macro_rows], data.labels[macro_rows])
         moves = data.moves.take(_some(len(data.moves), joint.cohorts_per_step, generator))
         transitions = negative_log_likelihood(self.transitions, moves) / max(moves.n_moves, 1.0)
-        batch = self._with_rows(data, _some(len(data.trajectory), joint.loans_per_step, generator))
+        some = data.shown_loans[_some(len(data.shown_loans), joint.loans_per_step, generator)]
+        batch = self._with_rows(data, some)
         state, value = batch_losses(self.trajectory, batch, generator)
         gaps = self._gaps(data, targets, generator)
         return macro + transitions + state.mean() + value + joint.weight * portfolio_loss(gaps)
@@ -290,11 +322,11 @@ class EndToEndTrainer:
 
     @torch.no_grad()
     def _measure(self, data: _Data, targets: Targets) -> dict[str, float]:
-        """Component log-losses and portfolio gaps on fixed rows and fixed noise."""
+        """Component log-losses on held-out rows, portfolio gaps; rows and noise are fixed."""
         self.models.eval()
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "joint_model", "check"))
-        which = _some(len(data.trajectory), _CHECK_LOANS, generator)
-        some_moves = _some(len(data.moves), _CHECK_MOVES, generator)
+        which = data.held_loans[_some(len(data.held_loans), _CHECK_LOANS, generator)]
+        some_moves = _some(len(data.held_moves), _CHECK_MOVES, generator)
         state, value = batch_losses(self.trajectory, self._with_rows(data, which), generator)
         cash, index, scenario = self._model_cash(data, generator)
         gaps = portfolio_gaps(
@@ -306,8 +338,8 @@ class EndToEndTrainer:
             for k, name in enumerate(data.history.scenarios)
         }
         return {
-            "macro_loss": float(self.vae.loss(data.macro, data.labels)),
-            "transition_loss": log_loss(self.transitions, data.moves.take(some_moves)),
+            "macro_loss": float(self.vae.loss(data.macro[data.held_paths], data.labels[data.held_paths])),
+            "transition_loss": log_loss(self.transitions, data.held_moves.take(some_moves)),
             "trajectory_loss": float(state.double().mean()),
             "value_loss": float(value),
             "portfolio_loss": float(portfolio_loss(gaps)),
@@ -316,13 +348,31 @@ class EndToEndTrainer:
             **rates,
         }
 
-    def _objective(self, now: Mapping[str, float], before: Mapping[str, float]) -> float:
+    def _objective(self, now: Mapping[str, float], before: Mapping[str, float], data: _Data) -> float:
         """Portfolio loss, with a steep penalty where a component is worse than the guard allows."""
-        excess = 0.0
-        for name in ("macro_loss", "transition_loss", "trajectory_loss"):
-            allowed = before[name] + GUARD * abs(before[name])
-            excess += max(0.0, now[name] - allowed)
+        excess = sum(max(0.0, now[name] - self.allowed(name, before, data.plain_losses)) for name in _GUARDED)
         return now["portfolio_loss"] + (_PENALTY * (1.0 + excess) if excess > 0 else 0.0)
+
+    @staticmethod
+    def allowed(name: str, before: Mapping[str, float], plain: Mapping[str, float]) -> float:
+        """Largest log-loss a component may end with."""
+        room = GUARD * abs(before[name])
+        if name in plain:
+            room = min(room, SKILL_GUARD * max(plain[name] - before[name], 0.0))
+        return before[name] + room
+
+    def _furthest_allowed(
+        self, data: _Data, targets: Targets, start: Mapping[str, Tensor], before: dict[str, float]
+    ) -> tuple[float, dict[str, float]]:
+        """(share of the way kept, measures there): the first of `SHORTER` that improves within the guard."""
+        end = {name: value.clone() for name, value in self.models.state_dict().items()}
+        for share in SHORTER:
+            self.models.load_state_dict({name: _between(start[name], end[name], share) for name in end})
+            after = self._measure(data, targets)
+            if self._objective(after, before, data) < before["portfolio_loss"]:
+                return share, after
+        self.models.load_state_dict(dict(start))
+        return 0.0, before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -360,16 +410,22 @@ class _Pairs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Data:
-    """All that a run reads."""
+    """All that a run reads: shown_* rows are for steps, held_* rows for the guard."""
 
     paths: MacroPaths
     problem: Problem
     history: History
     moves: TransitionData
+    held_moves: TransitionData
     trajectory: TrajectoryData
+    shown_loans: Tensor
+    held_loans: Tensor
     pairs: _Pairs
     macro: Tensor
     labels: Tensor
+    shown_paths: Tensor
+    held_paths: Tensor
+    plain_losses: dict[str, float]
     scenario_codes: Tensor
     notes: list[str]
 
@@ -377,6 +433,31 @@ class _Data:
 def _first_of_each(paths: MacroPaths) -> list[tuple[str, int]]:
     """The first path of every scenario."""
     return list({scenario: (scenario, path) for scenario, path in reversed(paths.keys)}.values())
+
+
+def _between(first: Tensor, last: Tensor, share: float) -> Tensor:
+    """A share of the way between two tensors; counters and flags are those of the end."""
+    if share == 1.0 or not first.is_floating_point():
+        return last
+    return torch.lerp(first, last, share)
+
+
+@torch.no_grad()
+def _class_rows_losses(
+    trajectories: Trajectories, held_loans: Tensor, moves: TransitionData, held_moves: TransitionData
+) -> dict[str, float]:
+    """Nats per move of each class's mean rows on the held-out rows: what a component must gain on."""
+    plain = trajectory_data(trajectories, class_rows(trajectories))
+    reader = LoanTrajectoryModel(TrajectoryConfig(d_model=2, n_heads=1, n_layers=1))
+    classes = torch.nan_to_num(moves.cohorts[:, : len(ASSET_CLASSES)])
+    counts = torch.einsum("nc,nkj->ckj", classes[moves.cohort_of], (moves.plain + moves.final).sum(1)) + 0.5
+    rows = torch.log(counts / counts.sum(-1, keepdim=True))
+    own = torch.einsum("nc,ckj->nkj", classes[held_moves.cohort_of], rows)[:, None]
+    nats = moves_nats(own.expand_as(held_moves.plain), held_moves.plain, held_moves.final)
+    return {
+        "transition_loss": float(nats) / max(held_moves.n_moves, 1.0),
+        "trajectory_loss": evaluate(reader, plain, held_loans, residual=False)[0],
+    }
 
 
 def _some(n_rows: int, n_wanted: int, generator: torch.Generator) -> Tensor:

@@ -21,10 +21,10 @@ from pc_pipeline.models.macro_vae import MacroVAE, MacroVAEConfig
 from pc_pipeline.models.transition_transformer import TransitionConfig, TransitionTransformer
 from pc_pipeline.scenarios.generator import MacroScenarioGenerator, macro_table
 from pc_pipeline.schemas.states import LoanState
-from pc_pipeline.training.calibration import calibrate
+from pc_pipeline.training.calibration import _beyond_chance, _Moves, calibrate
 from pc_pipeline.training.config import TrainConfig
-from pc_pipeline.training.joint import GUARD, EndToEndTrainer, JointConfig
-from pc_pipeline.training.macro_vae import warm_start
+from pc_pipeline.training.joint import GUARD, SHORTER, EndToEndTrainer, JointConfig
+from pc_pipeline.training.macro_start import warm_start
 from pc_pipeline.training.portfolio import (
     balance_weights,
     make_problem,
@@ -105,7 +105,7 @@ def models() -> tuple[MacroVAE, TransitionTransformer, LoanTrajectoryModel]:
 
 
 def trainer(lr: float = 1e-4, **joint: Any) -> EndToEndTrainer:
-    sizes = {"n_lines": 24, "n_reference": 64, "steps_per_epoch": 2} | joint
+    sizes = {"n_lines": 12, "n_reference": 24, "steps_per_epoch": 2, "n_paths": 2} | joint
     config = TrainConfig(patience=1000, n_threads=1)
     return EndToEndTrainer(*models(), Payer(), lr=lr, config=config, joint=JointConfig(**sizes))
 
@@ -235,8 +235,10 @@ def test_targets_that_make_no_sense_are_refused() -> None:
 def test_calibration_brings_rates_correlations_and_severities_closer() -> None:
     loans, panel, macro = tables()
     vae, transitions, trajectory = models()
+    before = calibrate(*models(), loans, panel, macro).table
     with torch.no_grad():
-        transitions.base[:, 3, LoanState.default] += 0.7  # twice the defaults
+        transitions.base[:, 0, LoanState.dpd30] += 0.7  # twice the misses
+        transitions.base[:, 3, LoanState.default] += 2.0
         vae.log_diagonal_M += 0.2
     found = calibrate(vae, transitions, trajectory, loans, panel, macro)
     gaps = found.table.with_columns(
@@ -244,14 +246,57 @@ def test_calibration_brings_rates_correlations_and_severities_closer() -> None:
         (pl.col("after") - pl.col("observed")).abs().alias("a"),
     )
     total = gaps.filter(pl.col("measure") == "defaults").select("a", "b").sum()
-    assert total["a"].item() < 0.5 * total["b"].item()
+    assert total["a"].item() < total["b"].item()
     assert found.is_kept["default_rates"]
-    loss = found.table.filter(pl.col("measure") == "log_loss")
-    assert loss["after"].item() < loss["before"].item()
+    right, loss = (table.filter(pl.col("measure") == "log_loss") for table in (before, found.table))
+    lost = loss["before"].item() - right["before"].item()
+    assert lost > 0.005
+    assert loss["after"].item() < right["before"].item() + 0.25 * lost
+
+
+def test_a_gap_within_chance_moves_nothing() -> None:
+    """Two paths with 20 and 10 moves where 15 were expected: luck. 300 where 150 were: not."""
+
+    def share(observed: list[float], expected: list[float]) -> float:
+        shape = (len(observed), 4, 4, 7)
+        moves = _Moves(
+            months=torch.ones(4),
+            log_loss=0.0,
+            by_cohort=[],
+            observed_by_group=torch.tensor(observed).double()[:, None, None, None].expand(shape),
+            expected_by_group=torch.tensor(expected).double()[:, None, None, None].expand(shape),
+        )
+        return float(_beyond_chance(moves)[0, 0, 0])
+
+    assert share([20.0, 14.0], [15.0, 15.0]) == 0.0
+    assert share([300.0, 290.0], [150.0, 150.0]) > 0.9
+
+
+def test_a_step_too_far_is_halved_until_the_guard_allows_it() -> None:
+    loans, panel, macro = tables()
+    run = trainer(lr=3e-3)
+    start = {name: value.clone() for name, value in run.models.state_dict().items()}
+    history = run.fit(loans, panel, target_loss_rate=None, epochs=1, macro_data=macro)
+    assert history["step"] in (0.0, *SHORTER)
+    assert history["is_changed"] == (history["step"] > 0)
+    for name in ("macro_loss", "transition_loss", "trajectory_loss"):
+        assert history["after"][name] <= run.allowed(name, history["before"], history["class_rows_loss"])
+    if not history["is_changed"]:
+        assert all(torch.equal(value, start[name]) for name, value in run.models.state_dict().items())
+
+
+def test_the_guard_is_one_per_cent_of_the_loss_and_of_the_gain_on_mean_rows() -> None:
+    allowed = EndToEndTrainer.allowed
+    before = {"transition_loss": 0.18, "macro_loss": -0.5}
+    assert allowed("transition_loss", before, {"transition_loss": 0.19}) == pytest.approx(0.1801)
+    assert allowed("transition_loss", before, {"transition_loss": 2.0}) == pytest.approx(0.1818)
+    assert allowed("macro_loss", before, {}) == pytest.approx(-0.495)
 
 
 def test_fine_tuning_twice_gives_the_same_numbers() -> None:
     loans, panel, macro = tables()
-    first, second = (trainer().fit(loans, panel, epochs=1, macro_data=macro) for _ in range(2))
+    first, second = (
+        trainer(steps_per_epoch=1).fit(loans, panel, epochs=1, macro_data=macro) for _ in range(2)
+    )
     assert first["loss"] == second["loss"]
     assert first["after"] == second["after"]
