@@ -7,7 +7,8 @@ the q-quantile, the smallest loss x with F(x) >= q; CVaR_q the mean of the losse
 Intervals: expected loss, delta method for a ratio (Owen 2013, eq. 9.8); VaR, order statistics with binomial
 ranks (David and Nagaraja 2003, 7.1), for weighted paths by inverting the interval of F (Woodruff 1952);
 CVaR, its influence function (Manistre and Hancock 2005) corrected for the skewness of a mean over the few
-paths of a tail (Hall 1992); probability, Wilson 1927.
+paths of a tail (Hall 1992); probability, Wilson 1927. `strata_P` labels the stratum each path was drawn in
+(`simulation.tails`): variances are then those within strata.
 """
 
 from __future__ import annotations
@@ -31,6 +32,27 @@ class Estimate:
     value: float
     lower: float
     upper: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """What each path was expected to lose given its macro path: exact (`simulation.conditional`).
+
+    Attributes:
+        values_P: (P,) E[loss | macro path], unit of the losses.
+        mean: its mean under the law of the macro paths where that is known better than from these paths.
+    """
+
+    values_P: np.ndarray
+    mean: float | None = None
+
+    def reduce(self, target_P: np.ndarray, zero_mean_P: np.ndarray, weights_P: np.ndarray) -> np.ndarray:
+        """target less its regression (through the weighted mean of `target`) on a term of mean zero."""
+        squared = float(weights_P**2 @ zero_mean_P**2)
+        if squared <= 0:
+            return target_P
+        centred = target_P - float(weights_P @ target_P)
+        return target_P - float(weights_P**2 @ (centred * zero_mean_P)) / squared * zero_mean_P
 
 
 def check_weights(losses_P: np.ndarray, weights_P: np.ndarray | None) -> np.ndarray:
@@ -71,50 +93,96 @@ def _rank(cumulative: np.ndarray, level: float) -> int:
     return min(int(np.searchsorted(cumulative, level - 1e-12, side="left")), cumulative.size - 1)
 
 
-def expected_loss(losses_P: np.ndarray, weights_P: np.ndarray | None = None) -> Estimate:
-    """Mean loss; se^2 = sum w^2 (x - mean)^2 with weights that sum to one."""
+def expected_loss(
+    losses_P: np.ndarray,
+    weights_P: np.ndarray | None = None,
+    strata_P: np.ndarray | None = None,
+    control: Control | None = None,
+) -> Estimate:
+    """Mean loss; variance sum w^2 (x - mean)^2, within strata where there are any.
+
+    With a control the mean is that of L - b (L - C) - c (C - known mean of C), b and c by regression.
+    """
     weights = check_weights(losses_P, weights_P)
-    mean = float(weights @ losses_P)
+    values = losses_P if control is None else control.reduce(losses_P, losses_P - control.values_P, weights)
+    if control is not None and control.mean is not None:
+        values = control.reduce(values, control.values_P - control.mean, weights)
+    mean = float(weights @ values)
     n = losses_P.size
-    error = float(np.sqrt((weights**2 @ (losses_P - mean) ** 2) * n / max(n - 1, 1)))
-    width = stats.norm.ppf((1 + CONFIDENCE) / 2) * error
+    small = n / max(n - 1, 1) if strata_P is None else 1.0
+    error = np.sqrt(_variance(weights * (values - mean), strata_P) * small)
+    width = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * error)
     return Estimate(mean, mean - width, mean + width)
 
 
-def value_at_risk(losses_P: np.ndarray, level: float, weights_P: np.ndarray | None = None) -> Estimate:
+def value_at_risk(
+    losses_P: np.ndarray,
+    level: float,
+    weights_P: np.ndarray | None = None,
+    strata_P: np.ndarray | None = None,
+) -> Estimate:
     """The level-quantile with an order-statistic interval.
 
     Equal weights: ranks from the binomial law of the number of losses below the quantile. Otherwise the
-    ranks of n_eff draws, n_eff = q (1 - q) / var F(VaR), with var F = sum w^2 (1{x <= VaR} - q)^2.
+    ranks of n_eff draws, n_eff = q (1 - q) / var F(VaR), var F the variance of sum w (1{x <= VaR} - q).
+    Where the upper rank lies beyond the sample, the upper end is that of a fitted tail's quantile.
     """
     weights = check_weights(losses_P, weights_P)
     order = np.argsort(losses_P, kind="stable")
     sorted_losses, cumulative = losses_P[order], np.cumsum(weights[order])
     value = sorted_losses[_rank(cumulative, level)]
-    if weights_P is None:
+    if weights_P is None and strata_P is None:
         n_effective = float(losses_P.size)
     else:
-        below = (losses_P <= value).astype(float)
-        variance = float(weights**2 @ (below - level) ** 2)
-        n_effective = level * (1 - level) / max(variance, 1e-300)
+        terms = weights * ((losses_P <= value) - level)
+        own = 0.25 * float(weights[losses_P == value].max()) ** 2  # strata that all agree still err by a path
+        n_effective = level * (1 - level) / max(_variance(terms, _joined(strata_P)), own)
     alpha = (1 - CONFIDENCE) / 2
     n_whole = max(round(n_effective), 1)
     low = stats.binom.ppf(alpha, n_whole, level) / n_whole
     high = (stats.binom.ppf(1 - alpha, n_whole, level) + 1) / n_whole
-    return Estimate(
-        float(value),
-        float(sorted_losses[_rank(cumulative, low)]),
-        float(sorted_losses[_rank(cumulative, min(high, 1.0))]),
-    )
+    upper = float(sorted_losses[_rank(cumulative, min(high, 1.0))])
+    if high > 1.0 - 1e-12:
+        upper = max(upper, _beyond_the_sample(sorted_losses, weights[order], level))
+    return Estimate(float(value), float(sorted_losses[_rank(cumulative, low)]), upper)
+
+
+def _beyond_the_sample(sorted_P: np.ndarray, weights_P: np.ndarray, level: float) -> float:
+    """Upper end of the interval of a quantile that lies about the largest loss seen.
+
+    A generalised Pareto tail is fitted by probability-weighted moments (Hosking and Wallis 1987) to the
+    largest tenth (20 to 250 losses); its quantile at the level, with the delta method's error at shape 0.
+    """
+    k = int(np.clip(sorted_P.size // 10, min(20, sorted_P.size - 1), 250))
+    if k < 5:
+        return float(sorted_P[-1])
+    floor, excess, weights = sorted_P[-k - 1], sorted_P[-k:] - sorted_P[-k - 1], weights_P[-k:]
+    mass = float(weights.sum())
+    rank = (np.cumsum(weights) - 0.5 * weights) / mass
+    first, second = float(weights @ excess) / mass, float(weights @ (excess * (1.0 - rank))) / mass
+    if first <= 0 or first <= 2 * second * 1.0001:
+        return float(sorted_P[-1])
+    shape = float(np.clip(2.0 - first / (first - 2 * second), -0.5, 0.9))
+    scale = 2 * first * second / (first - 2 * second)
+    odds = max(np.log(mass / (1 - level)), 0.0)
+    growth = np.expm1(shape * odds) / shape if abs(shape) > 1e-6 else odds
+    # log-quantile error: of the scale (relative, 1/sqrt k) and of the shape (~ odds / 2, 1/sqrt k)
+    error = scale * growth * np.sqrt((2.0 + (odds / 2.0) ** 2) / effective_sample_size(weights))
+    return float(floor + scale * growth + stats.norm.ppf((1 + CONFIDENCE) / 2) * error)
 
 
 def conditional_value_at_risk(
-    losses_P: np.ndarray, level: float, weights_P: np.ndarray | None = None
+    losses_P: np.ndarray,
+    level: float,
+    weights_P: np.ndarray | None = None,
+    strata_P: np.ndarray | None = None,
+    control: Control | None = None,
 ) -> Estimate:
     """Mean of the losses at or above the level-quantile.
 
     Influence function, continuous law: (x - v)+ / (1 - q) - (CVaR - v). Where v is an atom (more mass at or
-    above v than 1 - q by over two paths) v does not move and it is 1{x >= v} (x - CVaR) / P(x >= v).
+    above v than 1 - q by over two paths) v does not move and it is 1{x >= v} (x - CVaR) / P(x >= v). A
+    control takes loans' own luck out of the tail: (L - C) 1{C > v} has mean zero given every macro path.
     """
     weights = check_weights(losses_P, weights_P)
     v = weighted_quantile(losses_P, level, weights_P)
@@ -125,23 +193,55 @@ def conditional_value_at_risk(
         influence = np.where(in_tail, losses_P - value, 0.0) / mass
     else:
         excess = np.where(in_tail, losses_P - v, 0.0)
+        if control is not None:
+            luck = np.where(control.values_P > v, losses_P - control.values_P, 0.0)
+            excess = control.reduce(excess, luck, weights)
+            value = max(v + float(weights @ excess) / (1 - level), v)
         influence = excess / (1 - level) - (value - v)
-    below, above = _skewed_interval(weights * influence)
+    below, above = _skewed_interval(weights * influence, strata_P)
     return Estimate(value, value - below, value + above)
 
 
-def _skewed_interval(terms_P: np.ndarray) -> tuple[float, float]:
+def _variance(terms_P: np.ndarray, strata_P: np.ndarray | None) -> float:
+    """Variance of the sum of terms: of mean zero, or drawn within strata (Cochran 1977, 5.4)."""
+    if strata_P is None:
+        return float((terms_P**2).sum())
+    return float((_within(terms_P, strata_P) ** 2).sum())
+
+
+def _joined(strata_P: np.ndarray | None) -> np.ndarray | None:
+    """Neighbouring strata four by four: near a quantile few pairs disagree, their variance is a gamble."""
+    if strata_P is None:
+        return None
+    _, place = np.unique(strata_P, return_inverse=True)
+    return place // 4
+
+
+def _within(terms_P: np.ndarray, strata_P: np.ndarray) -> np.ndarray:
+    """Terms less their stratum's mean, scaled so that their squares add up to the variance of the sum."""
+    _, place = np.unique(strata_P, return_inverse=True)
+    counts = np.bincount(place)
+    if counts.min() < 2:
+        raise SimulationError(
+            "a stratum holds one path", expected="two or more in each", got=int(counts.min())
+        )
+    centre = np.bincount(place, weights=terms_P) / counts
+    return (terms_P - centre[place]) * np.sqrt(counts / (counts - 1.0))[place]
+
+
+def _skewed_interval(terms_P: np.ndarray, strata_P: np.ndarray | None = None) -> tuple[float, float]:
     """Distances to the ends of the 95 % interval of a sum of independent terms of mean zero.
 
     Hall's transformation (1992, Journal of the Royal Statistical Society B 54, 221-228): with the skewness
     g = sum t^3 / (sum t^2)^1.5 of the sum, the standardised error is normal after
     x -> (3 / g) ((1 + g (x - g / 6))^(1/3) - 1). Without it the interval of a tail mean misses high values.
+    Small strata say nothing of skewness and need none: they put many paths into the tail.
     """
-    error = float(np.sqrt((terms_P**2).sum()))
-    if error == 0.0:
-        return 0.0, 0.0
-    g = float((terms_P**3).sum()) / error**3
+    error = float(np.sqrt(_variance(terms_P, strata_P)))
     z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    if error == 0.0 or strata_P is not None:
+        return z * error, z * error
+    g = float((terms_P**3).sum()) / error**3
     if abs(g) < 1e-6:
         return z * error, z * error
     low, high = ((np.cbrt(1.0 + g * (x - g / 6.0)) - 1.0) * 3.0 / g for x in (z, -z))
@@ -149,24 +249,39 @@ def _skewed_interval(terms_P: np.ndarray) -> tuple[float, float]:
 
 
 def loss_probability(
-    losses_P: np.ndarray, threshold: float = 0.0, weights_P: np.ndarray | None = None
+    losses_P: np.ndarray,
+    threshold: float = 0.0,
+    weights_P: np.ndarray | None = None,
+    strata_P: np.ndarray | None = None,
 ) -> Estimate:
-    """Share of paths that lose more than the threshold; Wilson's interval at the effective sample size."""
+    """Share of paths that lose more than the threshold; Wilson's interval at the effective sample size.
+
+    Weighted: n_eff is where share (1 - share) / n_eff is the variance of the share, Kong's without hits.
+    """
     weights = check_weights(losses_P, weights_P)
     hit = losses_P > threshold
     share = float(weights[hit].sum())
     n = effective_sample_size(weights)
+    if weights_P is not None or strata_P is not None:
+        variance = _variance(weights * (hit - share), strata_P)
+        if variance > 0 and 0 < share < 1:
+            n = share * (1 - share) / variance
     z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     width = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return Estimate(share, max(centre - width, 0.0), min(centre + width, 1.0))
 
 
-def pool_measures(losses_P: np.ndarray, weights_P: np.ndarray | None = None) -> dict[str, Estimate]:
+def pool_measures(
+    losses_P: np.ndarray,
+    weights_P: np.ndarray | None = None,
+    strata_P: np.ndarray | None = None,
+    control: Control | None = None,
+) -> dict[str, Estimate]:
     """All measures of table `pool_report`, by name."""
-    found = {"expected_loss": expected_loss(losses_P, weights_P)}
+    found = {"expected_loss": expected_loss(losses_P, weights_P, strata_P, control)}
     for name, level in VAR_LEVELS.items():
-        found[f"var_{name}"] = value_at_risk(losses_P, level, weights_P)
+        found[f"var_{name}"] = value_at_risk(losses_P, level, weights_P, strata_P)
     for name, level in VAR_LEVELS.items():
-        found[f"cvar_{name}"] = conditional_value_at_risk(losses_P, level, weights_P)
+        found[f"cvar_{name}"] = conditional_value_at_risk(losses_P, level, weights_P, strata_P, control)
     return found
