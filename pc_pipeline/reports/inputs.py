@@ -3,8 +3,8 @@ Not here: schema checks (the caller's asset checks do those) and any layout.
 
 Frames go by table name: `pool_report`, `tranche_report`, `cash_flow_report`, `tranche_balance_report`,
 `macro_fan_report` and `quarantine` as in `schemas.tables`; `loss_distribution` (scenario, path_id, loss,
-weight), loss as share of the original pool balance; `data_quality` (table, rows_accepted,
-rows_quarantined). Any other frame is shown as it is. Notes are (label, text) pairs; a label
+weight), loss as share of the original pool balance; `data_quality`, here the sums of the stored
+table of that name (table, rows_accepted, rows_quarantined). Any other frame is shown as it is. Notes are (label, text) pairs; a label
 'group: name' puts the note into a group: run, convention, model, next.
 """
 
@@ -46,7 +46,7 @@ def as_polars(frames: Frames) -> dict[str, pl.DataFrame]:
         polars_frame = _to_polars(name, frame)
         if not polars_frame.columns:
             continue
-        needed = columns(name) if name in TABLES else EXTRA_COLUMNS.get(name, ())
+        needed = EXTRA_COLUMNS.get(name) or (columns(name) if name in TABLES else ())
         absent = [column for column in needed if column not in polars_frame.columns]
         if absent:
             raise SchemaError(
