@@ -6,18 +6,22 @@ Here: `SimulationResults`, `TrancheResult`, their measures and frames. Not here:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from pc_pipeline.core.errors import DataError
 from pc_pipeline.reports.workbook import write_workbook
 from pc_pipeline.schemas.tables import columns
 from pc_pipeline.schemas.units import MACRO_NAMES
 from pc_pipeline.simulation.estimators import (
     MEASURES,
+    Control,
     Estimate,
     effective_sample_size,
     expected_loss,
@@ -82,6 +86,8 @@ class SimulationResults:
         macro_fan: quantiles of the macro series (table macro_fan_report), or None.
         conventions: what was assumed, by name. seeds: by use. model_versions: by model.
         diagnostics: e.g. the distance between network and compiled form.
+        strata_P: (P,) stratum each path was drawn in (`simulation.tails`), or None. scenario_P: its scenario.
+        control_P: (P,) loss expected given the path's macro, or None. control_mean: its mean, if known.
     """
 
     portfolio_losses: np.ndarray
@@ -95,6 +101,10 @@ class SimulationResults:
     seeds: Mapping[str, int] = field(default_factory=dict)
     model_versions: Mapping[str, str] = field(default_factory=dict)
     diagnostics: Mapping[str, float] = field(default_factory=dict)
+    strata_P: np.ndarray | None = None
+    scenario_P: np.ndarray | None = None
+    control_P: np.ndarray | None = None
+    control_mean: float | None = None
 
     # ---- measures ---------------------------------------------------------------------------
 
@@ -105,7 +115,10 @@ class SimulationResults:
 
     def intervals(self) -> dict[str, Estimate]:
         """All measures with their 95 % intervals, by name of table `pool_report`."""
-        return pool_measures(self.portfolio_losses, self._weights)
+        control = None
+        if self.control_P is not None:
+            control = Control(values_P=self.control_P, mean=self.control_mean)
+        return pool_measures(self.portfolio_losses, self._weights, self.strata_P, control)
 
     def interval(self, measure: str) -> Estimate:
         """One measure with its 95 % interval; `measure` is one of MEASURES."""
@@ -159,8 +172,11 @@ class SimulationResults:
         rows = []
         for tranche in self.tranche_results:
             for measure, found in (
-                ("expected_loss", expected_loss(tranche.losses, self._weights)),
-                ("loss_probability", loss_probability(tranche.losses, LOSS_FLOOR, self._weights)),
+                ("expected_loss", expected_loss(tranche.losses, self._weights, self.strata_P)),
+                (
+                    "loss_probability",
+                    loss_probability(tranche.losses, LOSS_FLOOR, self._weights, self.strata_P),
+                ),
             ):
                 rows.append((tranche.name, measure, found.value, found.lower, found.upper))
         return pl.concat([pool, pl.DataFrame(rows, schema=pool.schema, orient="row")])
@@ -180,7 +196,10 @@ class SimulationResults:
 
     def tranche_report(self) -> pl.DataFrame:
         """Table `tranche_report`."""
-        rows = [_tranche_row(tranche, self.scenario, self._weights) for tranche in self.tranche_results]
+        rows = [
+            _tranche_row(tranche, self.scenario, self._weights, self.strata_P)
+            for tranche in self.tranche_results
+        ]
         names = columns("tranche_report")
         schema = {name: pl.String if name in ("scenario", "tranche") else pl.Float64 for name in names}
         return pl.DataFrame(rows, schema=schema, orient="row")
@@ -252,17 +271,29 @@ class SimulationResults:
         return write_workbook(path, self.frames(), self.notes(), title=f"Simulation: {self.scenario}")
 
     def to_parquet(self, path: str | Path) -> Path:
-        """Write every frame as `<path>/<table>.parquet`; returns the folder."""
+        """Write every frame as `<path>/<table>.parquet`, and all paths; returns the folder."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         for name, frame in self.frames().items():
             frame.write_parquet(folder / f"{name}.parquet", compression="zstd")
+        write_paths(folder, self)
         return folder
 
+    @classmethod
+    def from_parquet(cls, path: str | Path) -> SimulationResults:
+        """What `to_parquet` wrote, number for number.
 
-def _tranche_row(tranche: TrancheResult, scenario: str, weights: np.ndarray | None) -> tuple[object, ...]:
-    loss = expected_loss(tranche.losses, weights)
-    probability = loss_probability(tranche.losses, LOSS_FLOOR, weights)
+        Raises:
+            DataError: the folder holds no simulation, or a part of it is missing.
+        """
+        return read_paths(Path(path))
+
+
+def _tranche_row(
+    tranche: TrancheResult, scenario: str, weights: np.ndarray | None, strata: np.ndarray | None
+) -> tuple[object, ...]:
+    loss = expected_loss(tranche.losses, weights, strata)
+    probability = loss_probability(tranche.losses, LOSS_FLOOR, weights, strata)
     return (
         scenario,
         tranche.name,
@@ -311,6 +342,77 @@ def _by_month(values_PT: np.ndarray, weights: np.ndarray | None, levels: tuple[f
     }
     frame |= {f"p{round(100 * level):02d}": row for level, row in zip(levels, quantiles, strict=True)}
     return pl.DataFrame(frame)
+
+
+# ---- all paths on disk ------------------------------------------------------------------------------
+
+_PATH_FIELDS = ("strata_P", "scenario_P", "control_P")
+_TRANCHE_FIELDS = ("losses", "irr", "wal_years", "oc_failed", "ic_failed")
+_TERMS = ("name", "original_balance", "share", "coupon", "mean_irr")
+
+
+def write_paths(folder: Path, results: SimulationResults) -> None:
+    """`paths.parquet` (one row a path), `path_months.parquet` (one a path and month), `run.json`."""
+    paths: dict[str, np.ndarray] = {"loss": results.portfolio_losses, "weight": results.weights}
+    paths |= {name: getattr(results, name) for name in _PATH_FIELDS if getattr(results, name) is not None}
+    months = {f"pool.{name}": values.ravel() for name, values in results.cashflows.items()}
+    for k, tranche in enumerate(results.tranche_results):
+        for name in _TRANCHE_FIELDS:
+            if getattr(tranche, name) is not None:
+                paths[f"{k}.{name}"] = getattr(tranche, name)
+        months |= {f"{k}.balance": tranche.balance.ravel(), f"{k}.cash": tranche.cash.ravel()}
+    pl.DataFrame(paths).write_parquet(folder / "paths.parquet", compression="zstd")
+    pl.DataFrame(months).write_parquet(folder / "path_months.parquet", compression="zstd")
+    run = {
+        "scenario": results.scenario,
+        "pool_balance": results.pool_balance,
+        "control_mean": results.control_mean,
+        "conventions": dict(results.conventions),
+        "seeds": dict(results.seeds),
+        "model_versions": dict(results.model_versions),
+        "diagnostics": dict(results.diagnostics),
+        "tranches": [
+            {name: getattr(tranche, name) for name in _TERMS} for tranche in results.tranche_results
+        ],
+    }
+    (folder / "run.json").write_text(json.dumps(run, indent=2), encoding="utf-8")
+
+
+def read_paths(folder: Path) -> SimulationResults:
+    """Inverse of `write_paths`."""
+    parts = [folder / name for name in ("paths.parquet", "path_months.parquet", "run.json")]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise DataError("no simulation to read", expected="a folder of to_parquet", got=missing, where=folder)
+    paths, months = (pl.read_parquet(part) for part in parts[:2])
+    run = json.loads(parts[2].read_text(encoding="utf-8"))
+    grid = {name: months[name].to_numpy().reshape(paths.height, -1) for name in months.columns}
+    weights = paths["weight"].to_numpy()
+
+    def column(name: str) -> np.ndarray | None:
+        if name not in paths.columns:
+            return None
+        return np.array(paths[name].to_list()) if paths[name].dtype == pl.String else paths[name].to_numpy()
+
+    tranches = [
+        TrancheResult(
+            **(terms | {name: column(f"{k}.{name}") for name in _TRANCHE_FIELDS}),
+            balance=grid[f"{k}.balance"],
+            cash=grid[f"{k}.cash"],
+            weights=weights,
+        )
+        for k, terms in enumerate(run.pop("tranches"))
+    ]
+    fan = folder / "macro_fan_report.parquet"
+    kept: dict[str, Any] = {name: column(name) for name in _PATH_FIELDS} | run
+    return SimulationResults(
+        portfolio_losses=paths["loss"].to_numpy(),
+        tranche_results=tranches,
+        cashflows={name.removeprefix("pool."): grid[name] for name in grid if name.startswith("pool.")},
+        weights=weights,
+        macro_fan=pl.read_parquet(fan) if fan.is_file() else None,
+        **kept,
+    )
 
 
 FAN_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -1,7 +1,7 @@
 """From a waterfall's arrays to one `TrancheResult` per class.
 
-Here: picking each class's figures, and the return of the weighted mean cash. Not here: who was paid what and
-the figures by path (`waterfall`), averages over paths (`engines.results`).
+Here: picking each class's figures. Not here: who was paid what and every figure (`waterfall.metrics`),
+averages over paths (`engines.results`).
 """
 
 from __future__ import annotations
@@ -10,23 +10,20 @@ import numpy as np
 
 from pc_pipeline.engines.results import TrancheResult
 from pc_pipeline.waterfall.engine import WaterfallResult
-from pc_pipeline.waterfall.metrics import irr, tranche_metrics, year_times
+from pc_pipeline.waterfall.metrics import tranche_metrics
 
 
 def tranche_results(result: WaterfallResult, weights_P: np.ndarray) -> list[TrancheResult]:
     """One result per class that has a balance, senior first."""
     original = np.asarray(result.original_balance, dtype=float)
-    figures = tranche_metrics(result)
-    times = year_times(result.payment_dates)
+    figures = tranche_metrics(result, weights_P)
     total = float(sum(o for o, t in zip(original, result.deal.tranches, strict=True) if t.kind != "io"))
     found = []
     for place, name in enumerate(result.tranche_names):
         terms = result.deal.tranche(name)
         if terms.kind == "io" or original[place] <= 0:
             continue
-        cash = np.asarray(result.cash[:, :, place])
-        mean_cash = np.average(cash, axis=0, weights=weights_P)
-        mean_irr = float(irr(np.concatenate([[-original[place] * terms.price], mean_cash]), times).rate)
+        mean_irr = float(figures.mean_irr[place])
         found.append(
             TrancheResult(
                 name=name,
@@ -40,7 +37,7 @@ def tranche_results(result: WaterfallResult, weights_P: np.ndarray) -> list[Tran
                 oc_failed=_failed(result, name, "oc"),
                 ic_failed=_failed(result, name, "ic"),
                 balance=np.asarray(result.balance[:, :, place]),
-                cash=cash,
+                cash=np.asarray(result.cash[:, :, place]),
                 weights=weights_P,
             )
         )

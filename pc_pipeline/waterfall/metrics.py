@@ -194,8 +194,8 @@ class TrancheMetrics:
     mean_wal_years: np.ndarray
 
 
-def tranche_metrics(result: WaterfallResult) -> TrancheMetrics:
-    """Figures of every path and class of a run."""
+def tranche_metrics(result: WaterfallResult, weights_P: np.ndarray | None = None) -> TrancheMetrics:
+    """Figures of every path and class of a run; `weights_P` count in the means over paths."""
     original, opening = result.original_balance, np.asarray(_plain(result.opening_balance))
     owned = np.where(original > 0, original, 1.0)
     lost = _plain(result.balance)[:, -1] + _plain(result.written_down)[:, -1]
@@ -206,7 +206,7 @@ def tranche_metrics(result: WaterfallResult) -> TrancheMetrics:
     prices = np.array([tranche.price for tranche in result.deal.tranches])
     invested = np.broadcast_to(-opening * prices, (len(cash), len(original)))
     flows = np.concatenate([invested[:, None, :], cash], axis=1).transpose(0, 2, 1)
-    each, mean = irr(flows, times), irr(flows.mean(axis=0), times)
+    each, mean = irr(flows, times), irr(np.average(flows, axis=0, weights=weights_P), times)
     principal = _plain(result.principal_paid)
     failed = ~result.test_passed
     return TrancheMetrics(
@@ -221,7 +221,7 @@ def tranche_metrics(result: WaterfallResult) -> TrancheMetrics:
         first_failure=np.where(failed.any(axis=1), failed.argmax(axis=1) + 1, 0),
         mean_irr=mean.rate,
         mean_irr_reason=mean.reason,
-        mean_wal_years=weighted_life(principal.mean(axis=0, keepdims=True), times[1:])[0],
+        mean_wal_years=weighted_life(np.average(principal, axis=0, weights=weights_P)[None], times[1:])[0],
     )
 
 
