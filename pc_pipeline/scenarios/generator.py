@@ -60,8 +60,7 @@ class MacroScenarioGenerator:
         assumptions: long-run law; a `MacroAssumptions`, the name of a shipped set, or a path to a JSON set.
             None is the decided set.
         initial: last observed values (mapping by series or (9,)), in the month before `start_date`; paths
-        start
-            there and go back to the long-run law. None draws the start from the stationary law.
+            start there and go back to the long-run law. None draws the start from the stationary law.
 
     Raises:
         ConfigError: an argument makes no sense.
@@ -158,6 +157,10 @@ class MacroScenarioGenerator:
         """
         pins = self._law(scenario).pins
         return 0.0 if pins is None else pins.distance
+
+    def latent_law(self, scenario: str | ScenarioDefinition) -> tuple[Curve, np.ndarray, np.ndarray]:
+        """(marginal curves (T, 9), transition A (9, 9), covariances of z (T, 9, 9)), without pins."""
+        return self._law(scenario).curve, self._dynamics.transition, self._covariance_T
 
     # ---- drawing ----------------------------------------------------------------------------
 

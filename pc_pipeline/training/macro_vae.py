@@ -1,13 +1,11 @@
-"""Training of the macro VAE: reading paths, a least-squares start, and the likelihood.
+"""Training of the macro VAE: reading paths, gradients on the bound, and what the gradients were worth.
 
-Here: `MacroVAETrainer`, `read_paths`, `warm_start`. Not here: the network and its bound
-(`models.macro_vae`), judging generated paths (`evaluation.macro_fidelity`), the epochs
-(`training.loop`).
+Here: `MacroVAETrainer`, `read_paths`, `split_by_path`. Not here: the closed-form start
+(`training.macro_start`), the network and its bound (`models.macro_vae`), judging generated paths
+(`evaluation.macro_fidelity`), the epochs (`training.loop`).
 
-The start is closed form: smooth centres by least squares, dynamics by regression, the factor from
-residuals (docs/methods/macro_vae.md, section 4). Gradients then fit what is left. With fewer than
-`FEW_PATHS` paths of some scenario, level and dispersion cannot be told apart: the decoder is then
-anchored at the decided constants of `schemas.units` and only the encoder is trained; the history says so.
+The start leaves the decoder little to learn where paths are linear underneath. Gradients teach the
+encoder, and the decoder what is bent; the latter is kept if held-out paths say so (`keep_if_likelier`).
 """
 
 from __future__ import annotations
@@ -26,15 +24,12 @@ from pc_pipeline.core.errors import DataError, ModelError
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.models.checkpoint import data_fingerprint
 from pc_pipeline.models.macro_vae import MacroVAE
-from pc_pipeline.schemas.units import MACRO_NAMES, MACRO_SERIES, N_MACRO, canonical_scenario
+from pc_pipeline.schemas.units import MACRO_NAMES, N_MACRO, canonical_scenario
 from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.loop import Record, run_training
+from pc_pipeline.training.macro_start import FEW_PATHS, position_in_scenario, warm_start
 
-FEW_PATHS: Final = 8
 DECODER_LR_SHARE: Final = 0.1
-_ROUGHNESS: Final = 30.0  # penalty on squared second differences of a curve known from little data
-_FREE: Final = 1e-6
-_MIN_SCALE: Final = 1e-3  # smallest innovation sd, scaled units: keeps a constant series finite
 
 
 def read_paths(macro_data: Any, model: MacroVAE) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,7 +110,8 @@ class MacroVAETrainer:
 
         Returns:
             The loop's history (losses are -ELBO per value in nats) and 'nll', 'kl', 'gap' per value of
-            the final model, 'n_paths', 'data_fingerprint', 'notes'.
+            the final model, 'n_paths', 'data_fingerprint', 'notes'; with held-out paths also those of
+            `keep_if_likelier`.
 
         Raises:
             DataError, ModelError: paths or labels that do not fit.
@@ -133,6 +129,7 @@ class MacroVAETrainer:
         paths, labels = paths.to(device), labels.to(device)
         train, held = split_by_path(labels, validation_share, config.seed)
         notes = warm_start(model, paths[train], labels[train])
+        start = _decoder_state(model)
 
         def loss_of(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             batch = train[rows.to(device)]
@@ -150,6 +147,8 @@ class MacroVAETrainer:
             on_epoch=on_epoch,
             lr_share=_lr_share,
         )
+        if len(held) and not notes:
+            history |= keep_if_likelier(model, start, paths[held], labels[held])
         return history | self._closing_terms(paths, labels) | {"notes": notes, "n_paths": len(paths)}
 
     def _settings(self, epochs: int, batch_size: int, seed: int | None) -> TrainConfig:
@@ -178,176 +177,63 @@ def _lr_share(parameter: str) -> float:
     return 1.0 if parameter.startswith(("encoder", "posterior", "embedding")) else DECODER_LR_SHARE
 
 
+_DECODER: Final = (
+    "centre_SGM",
+    "log_scale_SGM",
+    "phi_MM",
+    "log_diagonal_M",
+    "below_diagonal",
+    "first_",
+    "head.",
+)
+
+
+def _decoder_state(model: MacroVAE) -> dict[str, torch.Tensor]:
+    """Copies of the parameters that the likelihood alone decides."""
+    return {k: v.detach().clone() for k, v in model.named_parameters() if k.startswith(_DECODER)}
+
+
+@torch.no_grad()
+def keep_if_likelier(
+    model: MacroVAE, start: dict[str, torch.Tensor], paths: torch.Tensor, labels: torch.Tensor
+) -> dict[str, Any]:
+    """Back to the decoder `start`, unless held-out paths are likelier trained by two standard errors.
+
+    Returns:
+        'decoder' ('trained' or 'closed form'), 'decoder_gain' (nats per held-out path, trained over
+        start) and 'decoder_gain_error'.
+    """
+    trained = model.bound(paths, labels)["nll"].double()
+    state = dict(model.named_parameters())
+    kept = {name: state[name].clone() for name in start}
+    for name, value in start.items():
+        state[name].copy_(value)
+    gain = model.bound(paths, labels)["nll"].double() - trained
+    mean, error = float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
+    is_better = len(gain) > 1 and mean > 2 * error
+    if is_better:
+        for name, value in kept.items():
+            state[name].copy_(value)
+    return {
+        "decoder": "trained" if is_better else "closed form",
+        "decoder_gain": mean,
+        "decoder_gain_error": error,
+    }
+
+
 def split_by_path(labels: torch.Tensor, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(training rows, held-out rows): the same share of each scenario, none where paths are few."""
+    """(training rows, held-out rows): the same path numbers in each scenario, none where paths are few.
+
+    Why the same: see `training.macro_start.position_in_scenario`.
+    """
     generator = torch.Generator().manual_seed(derive_seed(seed, "macro_vae", "split"))
+    position = position_in_scenario(labels).cpu()
+    chance = torch.rand(int(position.max()) + 1, generator=generator)
     held = torch.zeros(len(labels), dtype=torch.bool)
     for code in labels.unique():
         rows = (labels == code).nonzero()[:, 0].cpu()
         if len(rows) >= FEW_PATHS:
-            order = torch.randperm(len(rows), generator=generator)
+            order = chance[position[rows]].argsort(stable=True)
             held[rows[order[: round(share * len(rows))]]] = True
     rows = torch.arange(len(labels))
     return rows[~held].to(labels.device), rows[held].to(labels.device)
-
-
-@torch.no_grad()
-def warm_start(model: MacroVAE, paths: torch.Tensor, labels: torch.Tensor) -> list[str]:
-    """Set the decoder's linear part by least squares; returns notes on fallbacks taken.
-
-    Scenarios without a path keep the average centre and are marked untrained.
-    """
-    opened = model.open_up(paths)
-    model.shift_M.copy_(opened.mean((0, 1)))
-    model.scale_M.copy_(opened.std((0, 1)).clamp(min=_MIN_SCALE))
-    y = model.to_scaled(paths)
-    present = sorted({int(code) for code in labels.unique()})
-    is_few = any(int((labels == code).sum()) < FEW_PATHS for code in present)
-    for code in range(model.config.n_scenarios):
-        rows = y[labels == code] if code in present else y
-        model.centre_SGM[code] = (
-            _fit_knots(model, rows.mean(0), _ROUGHNESS)
-            if is_few
-            else _fit_smoothest(model, rows[::2].mean(0), rows[1::2].mean(0))
-        )
-        model.is_trained_S[code] = code in present
-    if is_few:
-        _anchor(model, y, labels)
-        return [
-            f"fewer than {FEW_PATHS} paths of a scenario: dispersion and persistence as decided, not learned"
-        ]
-    _fit_likeliest(model, paths, labels, present)
-    return []
-
-
-def _fit_likeliest(model: MacroVAE, paths: torch.Tensor, labels: torch.Tensor, present: list[int]) -> None:
-    """Try the ways to set scales on most paths, keep the one that makes the rest likeliest.
-
-    Scales come from the spread across paths (right when dispersion is stationary around a moving scale)
-    or from innovations (right when paths start together and fan out), then smoothed over time.
-    """
-    y = model.to_scaled(paths)
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-    kept = torch.arange(len(paths), device=paths.device) % 5 != 0
-    found = []
-    for from_innovations in (False, True):
-        model.load_state_dict(start)
-        _fit_dynamics(model, y[kept], labels[kept], present, from_innovations)
-        eps, log_det = model.innovations(paths[~kept], labels[~kept])
-        nll = float((0.5 * eps.square().sum((1, 2)) + log_det).mean())
-        found.append((nll, from_innovations))
-    model.load_state_dict(start)
-    _, from_innovations = min(found)
-    _fit_dynamics(model, y, labels, present, from_innovations)
-
-
-def _fit_knots(model: MacroVAE, target_TM: torch.Tensor, roughness: float) -> torch.Tensor:
-    """(G, M) spline coefficients nearest to a path, squared second differences weighing `roughness`."""
-    basis = model.knots_TG.double()
-    n_knots = basis.shape[1]
-    second = torch.diff(torch.eye(n_knots, dtype=torch.float64, device=basis.device), n=2, dim=0)
-    normal = basis.T @ basis + roughness * second.T @ second
-    return torch.linalg.solve(normal, basis.T @ target_TM.double()).to(target_TM.dtype)
-
-
-def _fit_smoothest(model: MacroVAE, first_TM: torch.Tensor, second_TM: torch.Tensor) -> torch.Tensor:
-    """(G, M) coefficients of the mean of two half-sample curves; each series as smooth as suits it.
-
-    Smoothness is chosen by how well the fit of one half predicts the other (eq. (7) of
-    docs/methods/macro_vae.md).
-    """
-    errors, fits = [], []
-    for roughness in (_FREE, 0.3, 3.0, _ROUGHNESS):
-        halves = [_fit_knots(model, half, roughness) for half in (first_TM, second_TM)]
-        across = (model.knots_TG @ halves[0] - second_TM).square().sum(0)
-        errors.append(across + (model.knots_TG @ halves[1] - first_TM).square().sum(0))
-        fits.append(0.5 * (halves[0] + halves[1]))
-    best = torch.stack(errors).argmin(0)
-    return torch.stack(fits)[best, :, torch.arange(N_MACRO, device=best.device)].T
-
-
-def _fit_dynamics(
-    model: MacroVAE,
-    y: torch.Tensor,
-    labels: torch.Tensor,
-    present: list[int],
-    from_innovations: bool,
-) -> None:
-    """Scales, Phi by regression, factors from residuals; scales and Phi alternate when they depend."""
-    for _ in range(3 if from_innovations else 1):
-        centre, sigma = model.centre_and_scale(labels, y.shape[1])
-        deviation = (y - centre) / sigma
-        overall = deviation.std((0, 1)).clamp(min=_MIN_SCALE)
-        model.log_scale_SGM.add_(torch.log(overall))
-        u = deviation / overall
-        moving = u
-        if from_innovations:
-            residual = u[:, 1:] - u[:, :-1] @ _regress(u).T
-            moving = torch.cat([residual[:, :1], residual], dim=1)  # month 0 has no innovation of its own
-        overall = moving.std((0, 1)).clamp(min=_MIN_SCALE)
-        for code in present:
-            rows = moving[labels == code].square() / overall**2
-            halves = [
-                torch.log(half.mean(0).clamp(min=_MIN_SCALE**2)) / 2 for half in (rows[::2], rows[1::2])
-            ]
-            model.log_scale_SGM[code] += (
-                _fit_knots(model, torch.log(rows.mean(0).clamp(min=_MIN_SCALE**2)) / 2, _ROUGHNESS)
-                if from_innovations
-                else _fit_smoothest(model, halves[0], halves[1])
-            )
-    centre, sigma = model.centre_and_scale(labels, y.shape[1])
-    u = (y - centre) / sigma
-    model.phi_MM.copy_(_regress(u))
-    residual = (u[:, 1:] - u[:, :-1] @ model.phi_MM.T).reshape(-1, N_MACRO)
-    _set_factor(model.log_diagonal_M, model.below_diagonal, residual, model)
-    _set_factor(model.first_log_diagonal_M, model.first_below, u[:, 0], model)
-
-
-def _regress(u_BTM: torch.Tensor) -> torch.Tensor:
-    """(M, M) least-squares Phi of u_t on u_{t-1}."""
-    before, after = u_BTM[:, :-1].reshape(-1, N_MACRO).double(), u_BTM[:, 1:].reshape(-1, N_MACRO).double()
-    ridge = 1e-6 * len(before) * torch.eye(N_MACRO, dtype=torch.float64, device=u_BTM.device)
-    return torch.linalg.solve(before.T @ before + ridge, before.T @ after).T.to(u_BTM.dtype)
-
-
-def _anchor(model: MacroVAE, y: torch.Tensor, labels: torch.Tensor) -> None:
-    """Decided persistence and dispersion around the centres; the decoder is frozen there."""
-    persistence = y.new_tensor([series.persistence for series in MACRO_SERIES])
-    spread = y.new_tensor([series.sd for series in MACRO_SERIES])
-    reach = model.upper_M - model.lower_M
-    for code in range(model.config.n_scenarios):
-        share = torch.sigmoid(model.knots_TG @ model.centre_SGM[code] * model.scale_M + model.shift_M)
-        slope = reach * share * (1 - share) * model.scale_M  # dx / dy along the centre
-        model.log_scale_SGM[code] = _fit_knots(model, torch.log(spread / slope), _ROUGHNESS)
-    model.phi_MM.copy_(torch.diag(persistence))
-    centre, sigma = model.centre_and_scale(labels, y.shape[1])
-    u = (y - centre) / sigma
-    residual = (u[:, 1:] - u[:, :-1] * persistence).reshape(-1, N_MACRO)
-    correlation = torch.corrcoef(residual.T).nan_to_num(0.0)
-    shrunk = 0.5 * correlation + 0.5 * torch.eye(N_MACRO, device=y.device)
-    innovation = torch.sqrt(1 - persistence**2)
-    _copy_factor(
-        model.log_diagonal_M, model.below_diagonal, innovation[:, None] * torch.linalg.cholesky(shrunk), model
-    )
-    _copy_factor(model.first_log_diagonal_M, model.first_below, torch.linalg.cholesky(shrunk), model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(("encoder", "posterior")))
-
-
-def _set_factor(
-    log_diagonal: torch.Tensor, below: torch.Tensor, residual: torch.Tensor, model: MacroVAE
-) -> None:
-    """Cholesky factor of the residuals' second moments (shrunk a little when they are few)."""
-    moments = residual.double().T @ residual.double() / len(residual)
-    weight = N_MACRO / (N_MACRO + len(residual))
-    moments = (1 - weight) * moments + weight * torch.diag(moments.diagonal())
-    floor = _MIN_SCALE**2 * torch.eye(N_MACRO, dtype=torch.float64, device=residual.device)
-    _copy_factor(log_diagonal, below, torch.linalg.cholesky(moments + floor).to(residual.dtype), model)
-
-
-def _copy_factor(
-    log_diagonal: torch.Tensor, below: torch.Tensor, factor: torch.Tensor, model: MacroVAE
-) -> None:
-    rows, columns = model.below_MM
-    log_diagonal.copy_(torch.log(factor.diagonal()))
-    below.copy_(factor[rows, columns])

@@ -15,12 +15,12 @@ from pc_pipeline.core.periods import month_range
 from pc_pipeline.core.rng import stream
 from pc_pipeline.models.macro_vae import MacroVAE, MacroVAEConfig
 from pc_pipeline.schemas.units import MACRO_NAMES, MACRO_SERIES, N_MACRO
+from pc_pipeline.training.macro_start import warm_start
 from pc_pipeline.training.macro_vae import (
     MacroVAETrainer,
     history_windows,
     read_paths,
     split_by_path,
-    warm_start,
 )
 
 MONTHS = 18
