@@ -13,6 +13,7 @@ import numba
 import numpy as np
 
 from pc_pipeline.loans.amortisation import MONTHS_PER_YEAR, instalment_principal
+from pc_pipeline.loans.cores import on_all_cores
 
 SCHEDULED, ACTUAL, INTEREST, PRINCIPAL, PREPAID, CHARGED_OFF, BALANCE = range(7)
 MONEY_COLUMNS = (
@@ -51,8 +52,9 @@ def _rate(coupon: float, spread: float, index: float) -> float:
     return max(index + spread, 0.0)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _walk(
+    row: int,
     states: np.ndarray,
     n_rows: np.ndarray,
     index_row: np.ndarray,
@@ -67,7 +69,6 @@ def _walk(
     money: np.ndarray,
     rate_out: np.ndarray,
 ) -> None:
-    row = 0
     for loan in range(states.shape[0]):
         n = term[loan]
         balance = balance_cents[loan]  # S(tau)
@@ -150,19 +151,22 @@ def walk_ledger(
     """
     total = int(n_rows.sum())
     money, rate = np.empty((len(MONEY_COLUMNS), total)), np.empty(total)
-    _walk(
-        states_LT,
-        n_rows,
-        index_row,
-        first,
-        np.ascontiguousarray(index_rates_PT),
+    starts = np.cumsum(n_rows) - n_rows
+    rates = np.ascontiguousarray(index_rates_PT)
+    terms = (
         contracts.balance_cents,
         contracts.payment_cents,
         contracts.coupon,
         contracts.spread,
         contracts.term,
         contracts.code,
-        money,
-        rate,
     )
+
+    def walk(part: slice) -> None:
+        loans = [states_LT[part], n_rows[part], index_row[part], first[part]]
+        mine = [values[part] for values in terms]
+        arguments = [int(starts[part.start]), *loans, rates, *mine, money, rate]
+        _walk(*arguments)
+
+    on_all_cores(walk, len(n_rows))
     return money, rate

@@ -20,6 +20,7 @@ from pc_pipeline.core.periods import month_index_expr
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.loans.amortisation import payment_cents
 from pc_pipeline.loans.asset_classes import base_moves
+from pc_pipeline.loans.cores import on_all_cores
 from pc_pipeline.loans.counter import counter_uniform
 from pc_pipeline.loans.effects import codes_of, loan_numbers
 from pc_pipeline.loans.ledger import MONEY_COLUMNS, Contracts, walk_ledger
@@ -59,7 +60,7 @@ class _Lives:
     term: np.ndarray
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _draw_states(
     states: np.ndarray,
     n_rows: np.ndarray,
@@ -117,8 +118,10 @@ def _draw_states(
         n_rows[loan] = t
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _describe(
+    row: int,
+    first_loan: int,
     states: np.ndarray,
     n_rows: np.ndarray,
     first: np.ndarray,
@@ -139,7 +142,6 @@ def _describe(
     incentive: np.ndarray,
 ) -> None:
     """Fill all columns that are not cash: `whole` (5, N) state, days past due, run, weekday, path id."""
-    row = 0
     for loan in range(states.shape[0]):
         previous, run, days = -1, 0, 0
         path = path_row[loan]
@@ -157,7 +159,7 @@ def _describe(
                 days = 0
             whole[0, row], whole[1, row], whole[2, row] = state, days, run
             whole[3, row], whole[4, row] = month_weekday[column], path_id[loan]
-            loan_row[row] = loan
+            loan_row[row] = first_loan + loan
             day[row] = month_days[column]
             value = collateral[loan]
             if is_property[loan]:
@@ -174,24 +176,17 @@ def draw_states(
     """States (L, T) int8 by loan age, padded -1 after the terminal row, and rows in use (L,)."""
     states = np.full((loans.height, paths.n_months), PADDING, dtype=np.int8)
     n_rows = np.zeros(loans.height, dtype=np.int64)
-    _draw_states(
-        states,
-        n_rows,
-        np.uint64(seed),
-        paths.start_month,
-        lives.number,
-        lives.class_code,
-        lives.path_row,
-        lives.path_id,
-        lives.first,
-        lives.term,
-        base_moves(),
-        KIND_OF_MOVE,
-        law.macro_odds(paths.values),
-        law.loan_odds(loans, lives.number),
-        law.season_odds(),
-        law.memory_odds(),
-    )
+    macro_odds, own = law.macro_odds(paths.values), law.loan_odds(loans, lives.number)
+    season, memory, base = law.season_odds(), law.memory_odds(), base_moves()
+    facts = (lives.number, lives.class_code, lives.path_row, lives.path_id, lives.first, lives.term)
+
+    def draw(part: slice) -> None:
+        place = [states[part], n_rows[part], np.uint64(seed), paths.start_month]
+        mine = [values[part] for values in facts]
+        arguments = [*place, *mine, base, KIND_OF_MOVE, macro_odds, own[part], season, memory]
+        _draw_states(*arguments)
+
+    on_all_cores(draw, loans.height)
     return states, n_rows
 
 
@@ -259,25 +254,23 @@ def _described(
     total = rate.size
     whole, loan_row = np.empty((len(_WHOLE), total), dtype=np.int64), np.empty(total, dtype=np.uint32)
     day, ltv, incentive = np.empty(total, dtype=np.int32), np.empty(total), np.empty(total)
-    _describe(
-        states,
-        n_rows,
-        lives.first,
-        lives.path_row,
-        lives.path_id,
-        loans["collateral_value_origination"].fill_null(np.nan).to_numpy(),
-        (loans["asset_class"] == "realestate").to_numpy(),
+    starts = np.cumsum(n_rows) - n_rows
+    value = loans["collateral_value_origination"].fill_null(np.nan).to_numpy()
+    is_property = (loans["asset_class"] == "realestate").to_numpy()
+    world = (
         np.ascontiguousarray(paths.values[..., _PROPERTY]),
         np.ascontiguousarray(paths.values[..., _YIELD]),
         *_calendar(paths.start_month, paths.n_months),
-        balance,
-        rate,
-        whole,
-        loan_row,
-        day,
-        ltv,
-        incentive,
     )
+    by_loan = (states, n_rows, lives.first, lives.path_row, lives.path_id, value, is_property)
+
+    def describe(part: slice) -> None:
+        mine = [values[part] for values in by_loan]
+        filled = [whole, loan_row, day, ltv, incentive]
+        arguments = [int(starts[part.start]), part.start, *mine, *world, balance, rate, *filled]
+        _describe(*arguments)
+
+    on_all_cores(describe, loans.height)
     series = [pl.Series(name, whole[place]) for place, name in enumerate(_WHOLE)]
     series += [
         pl.Series("reporting_month", day).cast(pl.Date),

@@ -8,7 +8,7 @@ idiosyncratic effect), so a model can learn that risk from the tape. Not here: t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final
@@ -67,6 +67,17 @@ class _Drawn:
     risk: np.ndarray
 
 
+class _Named:
+    """A column of names as small codes; a slice of it is text."""
+
+    def __init__(self, code: np.ndarray, names: Sequence[str | None]) -> None:
+        self._code = code.astype(np.uint16)
+        self._names = pl.Series(names, dtype=pl.String)
+
+    def __getitem__(self, rows: slice) -> pl.Series:
+        return self._names.gather(pl.Series(self._code[rows].astype(np.uint32)))
+
+
 class LoanTapeGenerator:
     """Synthetic loans with a known truth.
 
@@ -113,25 +124,37 @@ class LoanTapeGenerator:
 
     def generate_static_features(self) -> pl.DataFrame:
         """(n_loans) rows of table `loan_tape`, in order of loan_id; the same seed gives the same bytes."""
+        return self._rows(self._facts(), 0, self.n_loans)
+
+    def _facts(self) -> dict[str, Any]:
+        """All loans as numbers and codes, about 120 bytes each; text is made of them chunk by chunk."""
         drawn = self._draw()
-        borrower = self._choose("borrower", _BORROWER_SHARES, drawn.class_code)
-        tape = {
-            "loan_id": pl.Series(range(self.n_loans), dtype=pl.Int64).cast(pl.String).str.zfill(8),
+        return {
             **self._dates(drawn),
             **self._terms(drawn),
             **self._readings(drawn),
-            "asset_class": np.array(ASSET_CLASSES)[drawn.class_code],
-            "industry_sector": np.array(INDUSTRIES)[drawn.industry],
-            "geography_country": np.full(self.n_loans, "US"),
-            "geography_region": np.array(REGIONS)[drawn.region],
-            "borrower_type": np.array(BORROWER_TYPES)[borrower],
+            "asset_class": _Named(drawn.class_code, ASSET_CLASSES),
+            "industry_sector": _Named(drawn.industry, INDUSTRIES),
+            "geography_region": _Named(drawn.region, REGIONS),
+            "borrower_type": _Named(
+                self._choose("borrower", _BORROWER_SHARES, drawn.class_code), BORROWER_TYPES
+            ),
             **self._lending(drawn),
         }
-        frame = pl.DataFrame(tape).with_columns(
-            pl.concat_str(pl.lit("L"), "loan_id").alias("loan_id"),
-            pl.col(pl.Float64).fill_nan(None),
-        )
-        return _with_collateral(frame).select(columns("loan_tape"))
+
+    def _rows(self, facts: Mapping[str, Any], start: int, stop: int) -> pl.DataFrame:
+        """Rows start..stop of table `loan_tape`."""
+        stop = min(stop, self.n_loans)
+        number = pl.Series(range(start, stop), dtype=pl.Int64).cast(pl.String).str.zfill(8)
+        frame = pl.DataFrame({name: values[start:stop] for name, values in facts.items()})
+        return _with_collateral(
+            frame.with_columns(
+                (pl.lit("L") + number).alias("loan_id"),
+                pl.lit("US").alias("geography_country"),
+                pl.lit("monthly").alias("payment_frequency"),
+                pl.col(pl.Float64).fill_nan(None),
+            )
+        ).select(columns("loan_tape"))
 
     def _stream(self, name: str) -> np.random.Generator:
         return stream(self.random_seed, "loan_tape", name)
@@ -193,11 +216,10 @@ class LoanTapeGenerator:
         return {
             "original_balance": balance,
             "interest_rate": rate,
-            "rate_type": np.where(is_floating, "floating", "fixed"),
+            "rate_type": _Named(is_floating, ("fixed", "floating")),
             "spread_bps": np.where(is_floating, np.round(1e4 * (rate - BENCHMARK_AT_ORIGINATION), 2), np.nan),
-            "benchmark": pl.Series(np.where(is_floating, BENCHMARK, "")).replace("", None),
-            "payment_frequency": np.full(self.n_loans, "monthly"),
-            "amortization_type": np.array(AMORTIZATION_TYPES)[kind],
+            "benchmark": _Named(is_floating, (None, BENCHMARK)),
+            "amortization_type": _Named(kind, AMORTIZATION_TYPES),
         }
 
     def _reading(self, name: str, risk: np.ndarray) -> np.ndarray:
@@ -223,11 +245,13 @@ class LoanTapeGenerator:
 
     def _lending(self, drawn: _Drawn) -> dict[str, Any]:
         originator = self._stream("originator").integers(1, N_ORIGINATORS + 1, self.n_loans)
-        half_years = (drawn.vintage - self.start_month) // 6 + 1
+        half_years = (drawn.vintage - self.start_month) // 6
         return {
-            "collateral_type": np.array([_COLLATERAL[cls] for cls in ASSET_CLASSES])[drawn.class_code],
-            "originator_id": np.char.add("ORIG", np.char.zfill(originator.astype(str), 2)),
-            "underwriting_standard_version": np.char.add("UW", half_years.astype(str)),
+            "collateral_type": _Named(drawn.class_code, [_COLLATERAL[cls] for cls in ASSET_CLASSES]),
+            "originator_id": _Named(originator - 1, [f"ORIG{k + 1:02d}" for k in range(N_ORIGINATORS)]),
+            "underwriting_standard_version": _Named(
+                half_years, [f"UW{k + 1}" for k in range(self.n_vintages // 6 + 1)]
+            ),
         }
 
     # ---- panel ------------------------------------------------------------------------------
@@ -269,10 +293,10 @@ class LoanTapeGenerator:
         """
         if chunk_loans < 1:
             raise ConfigError("a chunk holds loans", expected=">= 1", got=chunk_loans)
-        tape, paths = self.generate_static_features(), macro_paths(macro_table)
+        facts, paths = self._facts(), macro_paths(macro_table)
         last_month = self.start_month + self.n_months - 1
         for start in range(0, self.n_loans, chunk_loans):
-            chunk = tape.slice(start, chunk_loans)
+            chunk = self._rows(facts, start, start + chunk_loans)
             yield generate_book(chunk, paths, law=self.law, seed=self.random_seed, last_month=last_month)
 
     def true_transition_probabilities(
