@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 _EXPORTS: dict[str, str] = {
     "Deal": "pc_pipeline.waterfall.deal",
     "EndToEndTrainer": "pc_pipeline.training.joint",
+    "LSTMCascadeGenerator": "pc_pipeline.engines.payment_cascade",
+    "LSTMCascadeModel": "pc_pipeline.models.payment_cascade",
     "LoanTapeGenerator": "pc_pipeline.loans.tape_generator",
     "LoanTrajectoryModel": "pc_pipeline.models.loan_trajectory",
     "MacroScenarioGenerator": "pc_pipeline.scenarios.generator",
