@@ -62,6 +62,7 @@ def create_app(settings: ServiceSettings | None = None, *, runner: Runner | None
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     for routes in (routes_cascade, routes_portfolios, routes_jobs, docs_page):
         app.include_router(routes.router)

@@ -21,7 +21,6 @@ from pc_pipeline.service.runner import Runner
 from pc_pipeline.service.settings import ServiceSettings
 from pc_pipeline.service.shelf import Shelf
 
-_FINAL_STATUSES = (404, 409, 413, 422)  # sending the same again would fail the same way
 JOB_ID = r"^[0-9a-f]{32}$"
 
 
@@ -133,7 +132,7 @@ class Desk:
             status_url=status_url(job),
             result=job.result or None,
             problem=ProblemDocument(**problem_document(500, "failed") | job.problem) if job.problem else None,
-            can_resume=can_resume(job),
+            can_resume=job.can_resume,
         ).model_dump(mode="json")
 
 
@@ -146,11 +145,6 @@ def desk_of(request: Request) -> Desk:
 def status_url(job: Job) -> str:
     """Where to ask how a job stands."""
     return f"/api/{'simulations' if job.kind == 'simulation' else 'jobs'}/{job.id}"
-
-
-def can_resume(job: Job) -> bool:
-    """Whether a failed job may do better the next time."""
-    return job.state == FAILED and job.problem.get("status") not in _FINAL_STATUSES
 
 
 def raise_failure(job: Job) -> None:
@@ -168,7 +162,7 @@ def raise_failure(job: Job) -> None:
             str(job.problem.get("title", "the job failed")),
             str(job.problem.get("detail", "")),
             job_id=job.id,
-            can_resume=can_resume(job),
+            can_resume=job.can_resume,
         )
 
 

@@ -47,6 +47,8 @@ _START: Final = """SwaggerUIBundle({
 """
 _STYLE: Final = """body { margin: 0; background: #fafafa; }
 .swagger-ui .wrapper { max-width: 1100px; }
+.swagger-ui .markdown code, .swagger-ui .renderedMarkdown code { padding: 1px 4px; font-size: 12px; }
+.swagger-ui .body-param textarea.body-param__text { min-height: 140px; height: 140px; }
 """
 
 

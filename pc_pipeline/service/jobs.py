@@ -25,6 +25,7 @@ from pc_pipeline.core.errors import StoreError
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 STATES: Final = (QUEUED, RUNNING, DONE, FAILED, CANCELLED)
+_FINAL_STATUSES: Final = (404, 409, 413, 422)
 _BUSY_SECONDS: Final = 10.0
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -82,6 +83,11 @@ class Job:
     created_at: float
     started_at: float | None
     finished_at: float | None
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether a failed job may do better the next time; one that was refused fails the same way again."""
+        return self.state == FAILED and self.problem.get("status") not in _FINAL_STATUSES
 
     @property
     def is_over(self) -> bool:

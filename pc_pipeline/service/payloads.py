@@ -34,7 +34,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 Day = Annotated[date, BeforeValidator(_text_date)]
 PortfolioId = Annotated[
     str,
-    Field(pattern=PORTFOLIO_ID, description="1 to 64 of A-Z a-z 0-9 _ -", examples=["book_2026_01"]),
+    Field(pattern=PORTFOLIO_ID, description="1 to 64 of A-Z a-z 0-9 _ -", examples=["SYNTH_demo"]),
 ]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -75,9 +75,7 @@ class GenerateRequest(Model):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={
-            "examples": [{"portfolio_id": "book_2026_01", "num_months": 24, "use_lstm": True}]
-        },
+        json_schema_extra={"examples": [{"portfolio_id": "SYNTH_demo", "num_months": 24, "use_lstm": True}]},
     )
 
 

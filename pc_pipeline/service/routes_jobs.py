@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from pc_pipeline import __version__
 from pc_pipeline.service.cascade import current_rows
 from pc_pipeline.service.catalogue import can_simulate, deal_names, model_cards, scenario_names
-from pc_pipeline.service.desk import JOB_ID, Desk, can_resume, desk_of, problems, status_url
+from pc_pipeline.service.desk import JOB_ID, Desk, desk_of, problems, status_url
 from pc_pipeline.service.jobs import Job
 from pc_pipeline.service.payloads import Health, JobAnswer, Models, Simulation, SimulationRequest
 from pc_pipeline.service.problems import Problem
@@ -89,7 +89,7 @@ def resume(request: Request, job_id: JobId) -> JSONResponse:
     """Queue a failed job again; a generation goes on after its last whole piece."""
     desk = desk_of(request)
     job = _job(desk, job_id)
-    queued = desk.jobs.resume(job_id) if can_resume(job) else None
+    queued = desk.jobs.resume(job_id) if job.can_resume else None
     if queued is None:
         raise Problem(409, "the job cannot be resumed", f"expected: a failed job that can; got: {job.state}")
     desk.runner.wake()

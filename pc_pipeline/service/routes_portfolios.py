@@ -36,7 +36,12 @@ _MONTH: Final = r"^\d{4}-(0[1-9]|1[0-2])$"
 async def upload(
     request: Request,
     files: Annotated[
-        list[UploadFile], File(description="CSV, Parquet or XLSX; a tape and its panel together")
+        list[UploadFile],
+        File(
+            min_length=1,
+            max_length=MOST_FILES,
+            description="CSV, Parquet or XLSX; a tape and its panel together",
+        ),
     ],
     portfolio_id: Annotated[PortfolioId | None, Form()] = None,
     replace: Annotated[bool, Form(description="take the place of a portfolio of this id")] = False,
@@ -79,10 +84,8 @@ def _file_names(given: list[str]) -> list[str]:
     """Names to keep uploads under: safe, distinct, with the suffix that says what they are.
 
     Raises:
-        Problem: too many files, or a kind that is not read.
+        Problem: 415, a kind that is not read.
     """
-    if not 1 <= len(given) <= MOST_FILES:
-        raise Problem(422, "too many files", f"expected: 1 to {MOST_FILES}; got: {len(given)}")
     names: list[str] = []
     for number, name in enumerate(given):
         suffix = Path(name.replace("\\", "/")).suffix.lower()

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pc_pipeline.service.app import create_app
+from pc_pipeline.service.runner import Runner
 from pc_pipeline.service.settings import ServiceSettings
 from pc_pipeline.service.shelf import Shelf
 
@@ -123,10 +124,10 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def make_server(settings: ServiceSettings) -> uvicorn.Server:
+def make_server(settings: ServiceSettings, runner: Runner | None = None) -> uvicorn.Server:
     """A server ready to run; `run()` blocks until it is told to stop."""
     limits = {"header_seconds": settings.header_seconds, "write_seconds": settings.write_seconds}
-    app = create_app(settings)
+    app = create_app(settings, runner=runner)
     server = _Server(
         uvicorn.Config(
             app,

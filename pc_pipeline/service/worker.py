@@ -72,20 +72,21 @@ def run_job(work: Work) -> None:
         result = task(work)
     except JobStopped:
         if not work.jobs.give_back(work.job):  # cancelled, or another worker has it
-            _drop_if_cancelled(work)
+            _drop_unless_resumable(work)
         return
     except Exception as error:
         work.jobs.fail(work.job, _as_problem(error))
+        _drop_unless_resumable(work)
         return
     if work.jobs.finish(work.job, result):
         work.shelf.drop_job_files(work.job.id)
     else:
-        _drop_if_cancelled(work)
+        _drop_unless_resumable(work)
 
 
-def _drop_if_cancelled(work: Work) -> None:
+def _drop_unless_resumable(work: Work) -> None:
     now = work.jobs.get(work.job.id)
-    if now is not None and now.state == "cancelled":
+    if now is not None and now.is_over and not now.can_resume:
         work.shelf.drop_job_files(work.job.id)
 
 
