@@ -16,7 +16,8 @@ from pc_pipeline.simulation.pool import PoolArrays
 LANES = 64
 N_MOVES = 6  # performing, 30, 60, 90, default, prepaid; matured is settled by the contract
 NEVER = 1 << 20
-LANE_MULTIPLE = 16
+LANE_MULTIPLE = 8
+MOVE_ROW = 8  # a row of moves takes eight places: one vector
 
 
 class Lanes(NamedTuple):
@@ -25,9 +26,10 @@ class Lanes(NamedTuple):
     B blocks, W schedule columns, L 64 lanes. Empty lanes carry no balance and are never alive.
 
     Attributes:
-        cohort_B, count_B: cohort of a block, and lanes in use rounded up to 16.
+        cohort_B, count_B: cohort of a block, and lanes in use rounded up to 8.
         schedule_BWL: scheduled balances.
-        residual_BHJL: exp(residual) by history class and move; (1, 1, 1, 1) when there is none.
+        residual_BHJL: exp(residual) by history class and move; (1, 1, 1, 1) when there is none or it is not
+            wanted. own_BLHJ: the same by lane, rows of eight of which six are used, (1, 1, 1, 8) when none.
         start_weight_BJL: the residual row of each lane's class at the cut-off.
         final_BT: bits of the lanes whose final month is or lies before a month.
         change_BT: bits of performing lanes whose months-since-miss class changes, by month.
@@ -40,6 +42,7 @@ class Lanes(NamedTuple):
     count_B: np.ndarray
     schedule_BWL: np.ndarray
     residual_BHJL: np.ndarray
+    own_BLHJ: np.ndarray
     start_weight_BJL: np.ndarray
     final_BT: np.ndarray
     change_BT: np.ndarray
@@ -60,12 +63,15 @@ class Lanes(NamedTuple):
     severity_GQ: np.ndarray
 
 
-def pack_lanes(pool: PoolArrays, residual_LHJ: np.ndarray | None = None) -> Lanes:
+def pack_lanes(
+    pool: PoolArrays, residual_LHJ: np.ndarray | None = None, *, is_sampled_only: bool = False
+) -> Lanes:
     """Sort by (cohort, loan key) and cut into blocks of one cohort each.
 
     Args:
         pool: the loans.
         residual_LHJ: exp(residual) (L, 15, 6) float32, or None where every loan moves as its cohort.
+        is_sampled_only: leave out `residual_BHJL`, which the sampling kernel does not read.
     """
     order = np.lexsort((pool.loan_key_L, pool.cohort_L))
     cohort = pool.cohort_L[order]
@@ -90,17 +96,22 @@ def pack_lanes(pool: PoolArrays, residual_LHJ: np.ndarray | None = None) -> Lane
     final = spread(np.minimum(pool.final_L, NEVER), NEVER, np.int32)
     months = np.arange(pool.n_months)
     if residual_LHJ is None:
-        residual = start = np.ones((1, 1, 1, 1), np.float32)
-        start = start[0]
+        residual, own = np.ones((1, 1, 1, 1), np.float32), np.ones((1, 1, 1, MOVE_ROW), np.float32)
+        start = residual[0]
     else:
-        residual = np.ones((n_blocks, N_HISTORY, N_MOVES, LANES), np.float32)
-        residual[block, :, :, lane] = residual_LHJ[order]
-        start = np.take_along_axis(residual, classes[:, None, None, :].astype(np.int64), axis=1)[:, 0]
+        own = np.ones((n_blocks, LANES, N_HISTORY, MOVE_ROW), np.float32)
+        own[block, lane, :, :N_MOVES] = residual_LHJ[order]
+        picked = np.take_along_axis(own, classes[:, :, None, None].astype(np.int64), axis=2)[:, :, 0]
+        start = picked[:, :, :N_MOVES].transpose(0, 2, 1)
+        residual = np.ones((1, 1, 1, 1), np.float32)
+        if not is_sampled_only:
+            residual = np.ascontiguousarray(own[..., :N_MOVES].transpose(0, 2, 3, 1))
     return Lanes(
         cohort_B=cohort[fresh].astype(np.int64),
         count_B=_rounded_up(np.bincount(block, minlength=n_blocks)),
         schedule_BWL=schedule,
         residual_BHJL=residual,
+        own_BLHJ=own,
         start_weight_BJL=np.ascontiguousarray(start),
         final_BT=_bits(final[:, None, :] <= months[None, :, None]),
         change_BT=_class_changes(state, miss, pool.n_months),

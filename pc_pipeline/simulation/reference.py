@@ -47,6 +47,11 @@ def move_weights(
     return weights
 
 
+def at_contract_end(new_L: np.ndarray, is_final_L: np.ndarray) -> np.ndarray:
+    """From the final month on, what would stay performing or prepay has matured."""
+    return np.where(is_final_L & ((new_L == 0) | (new_L == 5)), 6, new_L)
+
+
 def settle_maturity(weights_LJ: np.ndarray, is_final_L: np.ndarray) -> np.ndarray:
     """(L, 7) weights after the contract's end: performing and prepaid become matured."""
     ended = np.where(is_final_L, weights_LJ[:, 0] + weights_LJ[:, 5], 0.0)
@@ -59,7 +64,7 @@ def settle_maturity(weights_LJ: np.ndarray, is_final_L: np.ndarray) -> np.ndarra
 def draw(weights_LJ: np.ndarray, u_L: np.ndarray) -> np.ndarray:
     """(L,) state moved to: inverse of the cumulative weights at u."""
     cumulative = np.cumsum(weights_LJ, axis=1)
-    return (u_L[:, None] * cumulative[:, -1:] >= cumulative).sum(axis=1).clip(max=6)
+    return (u_L[:, None] * cumulative[:, -1:] >= cumulative).sum(axis=1).clip(max=5)
 
 
 class Ledger:
@@ -151,7 +156,7 @@ def simulate_reference(
     for month in range(index_T.size):
         classes = history_class(np.minimum(state, 3), since, in_state)
         weights = move_weights(rows_CTKJ[:, month], residual_LHJ, pool, state, classes)
-        new = draw(settle_maturity(weights, month >= pool.final_L), numbers(month, MOVE))
+        new = at_contract_end(draw(weights, numbers(month, MOVE)), month >= pool.final_L)
         new = np.where(state <= 3, new, state)
         severity = severity_from(pool, numbers(month, SEVERITY)) if (new == 4).any() else pool.rate_L
         ledger.settle(month, state, new, severity)
