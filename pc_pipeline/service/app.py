@@ -68,7 +68,7 @@ def create_app(settings: ServiceSettings | None = None, *, runner: Runner | None
         app.include_router(routes.router)
     add_handlers(app)
     app.add_middleware(Guard, settings=settings)
-    app.openapi = lambda: _openapi(app, bool(settings.token))  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, settings)  # type: ignore[method-assign]
     return app
 
 
@@ -91,8 +91,8 @@ def _is_over(jobs: JobStore, job_id: str) -> bool:
     return job is None or job.state in ("done", "cancelled")
 
 
-def _openapi(app: FastAPI, has_token: bool) -> dict[str, Any]:
-    """The schema, with the problem document and, where there is one, the token."""
+def _openapi(app: FastAPI, settings: ServiceSettings) -> dict[str, Any]:
+    """The schema, with this service's own limits, the problem document and, where there is one, the token."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
@@ -101,7 +101,12 @@ def _openapi(app: FastAPI, has_token: bool) -> dict[str, Any]:
         parts["ProblemDocument"] = ProblemDocument.model_json_schema()
         for unused in ("HTTPValidationError", "ValidationError"):
             parts.pop(unused, None)
-        if has_token:
+        limits = {"num_months": settings.max_months, "n_months": settings.max_months}
+        for model in ("GenerateRequest", "SimulationRequest"):
+            for name, value in (limits | {"n_paths": settings.max_paths}).items():
+                if name in parts[model]["properties"]:
+                    parts[model]["properties"][name]["maximum"] = value
+        if settings.token:
             schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"token": []}]
         app.openapi_schema = schema

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema
 
 from pc_pipeline.service.shelf import PORTFOLIO_ID
 
@@ -31,7 +31,12 @@ def _text_date(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-Day = Annotated[date, BeforeValidator(_text_date)]
+_DATES = r"^(19[7-9]\d|20\d\d|21[0-4]\d)-\d\d-\d\d$"
+Day = Annotated[
+    date,
+    BeforeValidator(_text_date),
+    WithJsonSchema({"type": "string", "format": "date", "pattern": _DATES}),
+]
 PortfolioId = Annotated[
     str,
     Field(pattern=PORTFOLIO_ID, description="1 to 64 of A-Z a-z 0-9 _ -", examples=["SYNTH_demo"]),
@@ -63,13 +68,13 @@ class GenerateRequest(Model):
     """Generate a payment history for every borrower of a portfolio."""
 
     portfolio_id: PortfolioId
-    num_months: Whole = Field(24, ge=1, le=600, description="months per borrower; the service's limit counts")
+    num_months: Whole = Field(24, ge=1, le=600, description="months per borrower")
     use_lstm: StrictBool = Field(
         True, description="false: the statistical matrix; true: the trained LSTM if any"
     )
     seed: Whole = Field(0, ge=0, le=LARGEST_SEED, description="same seed, same file")
     start_date: Day | None = Field(
-        None, description="due date of month 1, 1970-2150; default: month after the tape, or 2024-01-01"
+        None, description="due date of month 1, 1970-2149; default: month after the tape, or 2024-01-01"
     )
     parquet: StrictBool = Field(False, description="write a Parquet file as well")
 

@@ -17,7 +17,7 @@ from pc_pipeline.service.shelf import GENERATED_BORROWERS, is_generated_id
 
 router = APIRouter(prefix="/api/fintech", tags=["payment cascade"])
 BYTES_A_RECORD: Final = 110  # of CSV, rather more than less
-_YEARS: Final = (1970, 2150)
+_YEARS: Final = (1970, 2149)
 
 
 @router.post(

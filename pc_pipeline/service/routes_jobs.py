@@ -147,9 +147,9 @@ def simulate(request: Request, body: SimulationRequest) -> JSONResponse:
             f"expected: at most {settings.max_paths} paths, {settings.max_months} months",
         )
     if body.scenario not in scenario_names(settings):
-        raise Problem(422, "no such scenario", f"expected: {', '.join(scenario_names(settings))}")
+        raise Problem(404, "there is no such scenario", f"expected: {', '.join(scenario_names(settings))}")
     if body.deal and body.deal not in deal_names(settings):
-        raise Problem(422, "no such deal", f"expected: {', '.join(deal_names(settings))}")
+        raise Problem(404, "there is no such deal", f"expected: {', '.join(deal_names(settings))}")
     if not can_simulate(settings):
         raise Problem(
             409, "the store has no trained models", "expected: `make run` on this data folder first"

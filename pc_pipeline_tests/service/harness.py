@@ -20,6 +20,7 @@ import httpx
 import uvicorn
 
 from pc_pipeline.service.jobs import JobStore
+from pc_pipeline.service.runner import Runner
 from pc_pipeline.service.server import make_server
 from pc_pipeline.service.settings import ServiceSettings
 from pc_pipeline.service.shelf import Shelf
@@ -70,7 +71,7 @@ class ThreadRunner:
 class Served:
     """A running service: its address, a client, its parts."""
 
-    def __init__(self, server: uvicorn.Server, port: int, runner: ThreadRunner) -> None:
+    def __init__(self, server: uvicorn.Server, port: int, runner: Any) -> None:
         self.server, self.port, self.runner = server, port, runner
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=30.0)
@@ -98,9 +99,9 @@ def quick_settings(folder: Path, **changes: Any) -> ServiceSettings:
 
 
 @contextlib.contextmanager
-def serving(settings: ServiceSettings) -> Iterator[Served]:
+def serving(settings: ServiceSettings, runner: Runner | None = None) -> Iterator[Served]:
     """A service on a real socket in a thread of this process."""
-    runner = ThreadRunner()
+    runner = runner or ThreadRunner()
     server = make_server(settings, runner)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pc_pipeline.service.jobs import Job, JobStore, QueueFull
+from pc_pipeline.service.runner import ProcessRunner
 from pc_pipeline_tests.service.harness import (
     Served,
     borrower_csv,
@@ -195,3 +196,11 @@ def test_a_defect_in_a_job_is_500_without_its_words(served: Served, monkeypatch:
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert answer.json()["can_resume"]
+
+
+def test_worker_processes_do_the_work(tmp_path: Path) -> None:
+    with serving(quick_settings(tmp_path / "data"), ProcessRunner()) as served:
+        assert upload(served.client, "book", borrower_csv(20)).status_code == 201
+        assert served.client.get("/health").json()["workers"]
+        lanes = [lane._process for lane in served.runner._lanes]
+    assert all(process is not None and process.poll() == 0 for process in lanes)  # stopped, not killed
