@@ -74,7 +74,7 @@ def payment_dates(start: str | date, n_months: int) -> list[date]:
 
 
 def days_past_due(codes_NT: np.ndarray) -> np.ndarray:
-    """(N, T) days past due at month end: 30 a month in arrears; from 90 on they rise while nothing is paid."""
+    """(N, T) days past due at month end: 30 a month in arrears, rising from 90 on."""
     floor = np.zeros(len(PAYMENT_STATUSES), dtype=np.int64)
     floor[[DAYS_30, DAYS_60, DAYS_90, DEFAULT]] = [1, 2, 3, 4]
     out = np.zeros(codes_NT.shape, dtype=np.int64)

@@ -1,7 +1,8 @@
 """One LSTM layer for training on a CPU: bfloat16 matrix products, compiled gates, hand-written gradient.
 
-Here: `lstm_layer`, the same function as a layer of `nn.LSTM` (to bfloat16 rounding), several times faster where
-the processor multiplies bfloat16. Not here: sampling (`cascade_sampler`), the network (`payment_cascade`).
+Here: `lstm_layer`, the same function as a layer of `nn.LSTM` (to bfloat16 rounding), several times faster
+where the processor multiplies bfloat16. Not here: sampling (`cascade_sampler`), the network
+(`payment_cascade`).
 
     i, f, o = s(.), g = tanh(.) of x W + h U + b;   c' = f c + i g;   h' = o tanh(c')
 

@@ -32,6 +32,7 @@ from pc_pipeline.loans.payment_status import (
     START,
     possible_moves,
 )
+from pc_pipeline.models.cascade_lstm import has_fast_bfloat16
 from pc_pipeline.models.checkpoint import data_fingerprint
 from pc_pipeline.models.payment_cascade import N_CALENDAR, LSTMCascadeModel
 from pc_pipeline.schemas.states import N_STATUSES
@@ -166,10 +167,19 @@ class CascadeTrainer:
         model: changed in place.
         lr: peak learning rate; overrides the config's.
         config: everything else of the run.
+        is_fused: the layers of `models.cascade_lstm`; None takes them where the processor has bfloat16.
     """
 
-    def __init__(self, model: LSTMCascadeModel, lr: float = 3e-3, config: TrainConfig | None = None) -> None:
+    def __init__(
+        self,
+        model: LSTMCascadeModel,
+        lr: float = 3e-3,
+        config: TrainConfig | None = None,
+        is_fused: bool | None = None,
+    ) -> None:
         self.model = model
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self.is_fused = on_cpu and has_fast_bfloat16() if is_fused is None else is_fused
         self.config = dataclasses.replace(config or TrainConfig(batch_size=256, patience=6), lr=lr)
 
     def fit(
@@ -294,12 +304,12 @@ class CascadeTrainer:
 @contextlib.contextmanager
 def _unfilled_memory() -> Iterator[None]:
     """Every buffer here is written before it is read; filling it first costs a quarter of the time."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[assignment]
+    before = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = before  # type: ignore[assignment]
+        torch.utils.deterministic.fill_uninitialized_memory = before  # type: ignore[attr-defined]
 
 
 def smoothed_rows(counts: np.ndarray, allowed: np.ndarray) -> np.ndarray:
