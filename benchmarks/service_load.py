@@ -2,9 +2,9 @@
 
     python benchmarks/service_load.py [--clients 200] [--seconds 60] [--jobs 60] [--loops 2]
 
-Starts a service of its own in a temporary folder, with worker processes. Every client keeps one connection and
-asks again as soon as it is answered. `--loops` client processes share the clients, so that one client process
-is not what is measured. A request that fails, or a job that is not done in the end, fails the benchmark.
+Starts a service of its own in a temporary folder, with worker processes. Every client keeps one connection
+and asks again as soon as it is answered. `--loops` client processes share the clients, so that one client
+process is not what is measured. A failed request, or a job not done in the end, fails the benchmark.
 """
 
 from __future__ import annotations
@@ -171,9 +171,9 @@ def main() -> None:
             "",
             machine,
             "",
-            "`GET /api/fintech/cascade-probabilities/{status}` over HTTP, one connection per client, each asking "
-            "again as soon as it is answered; clients, service and workers share the cores. Milliseconds as the "
-            "client sees them.",
+            "`GET /api/fintech/cascade-probabilities/{status}` over HTTP, one connection per client, each "
+            "asking again as soon as it is answered; clients, service and workers share the cores. "
+            "Milliseconds as the client sees them.",
             "",
             "| clients | requests | per second | p50 ms | p99 ms | worst ms | errors | jobs queued | "
             "done meanwhile | done in the end |",

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from pc_pipeline.core.errors import ConfigError, PcError, StoreError
 from pc_pipeline.service.faults import disk_problem, pc_problem, problem_document
@@ -100,9 +101,25 @@ def _on_http(request: Request, error: Exception) -> Response:
         if full is not None:
             return problem_response(full, request_id(request))
         detail = "expected: a whole body of the stated content type"
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods_here(request))
     title = HTTPStatus(status).phrase
     document = problem_document(status, title, detail if detail != title else "")
-    return problem_response(document, request_id(request), dict(error.headers or {}))
+    return problem_response(document, request_id(request), headers)
+
+
+def _methods_here(request: Request) -> list[str]:
+    """Every method of an address (the framework names those of its first route only)."""
+    known = {"GET", "POST", "PUT", "PATCH", "DELETE"}
+    return sorted(
+        method
+        for method in known
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.router.routes
+        )
+    )
 
 
 def _on_ours(request: Request, error: Exception) -> Response:

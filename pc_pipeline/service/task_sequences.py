@@ -21,6 +21,7 @@ from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.core.store import Store
 from pc_pipeline.engines.payment_cascade import LSTMCascadeGenerator
 from pc_pipeline.loans.borrower_features import borrowers_of_tape
+from pc_pipeline.loans.ingest.result import QUARANTINE_SCHEMA
 from pc_pipeline.loans.payment_records import RECORD_COLUMNS, csv_ready
 from pc_pipeline.loans.payment_status import LSTM_ENGINE
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
@@ -94,7 +95,8 @@ def _borrowers(work: Work) -> pl.DataFrame:
             "quarantine": [],
             "as_of": None,
         }
-        work.shelf.keep_portfolio(portfolio_id, work.job.id, {"borrowers": borrowers}, note)
+        tables = {"borrowers": borrowers, "quarantine": pl.DataFrame(schema=QUARANTINE_SCHEMA)}
+        work.shelf.keep_portfolio(portfolio_id, work.job.id, tables, note)
     return pl.read_parquet(work.shelf.table_path(portfolio_id, "borrowers"))
 
 

@@ -70,6 +70,10 @@ def test_users_examples_run_with_another_host(served: Served) -> None:
     assert frame.height == 240000
     assert set(frame["payment_status"]) <= set(PAYMENT_STATUSES)
 
+    known = served.client.get("/api/portfolios/SYNTH_20260202_163045_a1b2").json()
+    assert (known["source"], known["borrowers"]) == ("generated", 10000)
+    assert len(served.client.get(known["quarantine_url"]).text.splitlines()) == 1  # a heading, no row
+
     row = curl(PROBABILITIES_EXAMPLE, served.url).json()
     assert row["current_status"] == "30_days"
     assert row["transitions"] == {

@@ -286,6 +286,8 @@ def test_errors_are_problem_documents_with_the_request_number(served: Served) ->
         assert document["instance"] == f"urn:uuid:{answer.headers['x-request-id']}"
         if status == 405:
             assert answer.headers["allow"] == "GET"
+    two = served.client.put("/api/portfolios/x")
+    assert (two.status_code, two.headers["allow"]) == (405, "DELETE, GET")
 
 
 def test_the_log_holds_no_id_no_query_no_client(served: Served, caplog: pytest.LogCaptureFixture) -> None:
