@@ -4,10 +4,12 @@ Here: `TransitionTransformer` and its config. Not here: the loss on counts (`tra
 the loan's own deviation from its cohort (`loan_trajectory`), the contract's end (`schemas.states`).
 
     logits[c, t] = base[class] + sum_m B[class, m] z_m(t) + season[t] + net(c, age, z(1..t))      each (4, 7)
+    net = h(q) + W (g(q) * m),     q = query(c, age),  m = memory(z(1..t))
 
 z are macro series scaled by training constants. The additive macro term extrapolates where data are
-thin; the network adds what is not additive. A causal transformer reads the macro path once; cohort
-queries then attend over months 1..t of it (docs/methods/loan_models.md, eq. 1).
+thin; the network adds what is not additive. A causal transformer reads the macro path once into m; a cohort
+of an age gates what it reads of it (docs/methods/loan_models.md, eq. 1). What is not of the macro path
+is worked out once for all paths, and given it the rows are one matrix product a month.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from pc_pipeline.core.errors import ConfigError, ModelError
 from pc_pipeline.models.checkpoint import register
 from pc_pipeline.models.layers import (
     CausalBlock,
-    CausalCrossAttention,
     FeedForward,
     Scaler,
     check_heads,
@@ -46,6 +47,7 @@ from pc_pipeline.schemas.units import ASSET_CLASSES, COHORT_FEATURES, MACRO_NAME
 MOVES: Final = {"contract": contract_moves, "observable": observable_moves}
 AGE_COLUMN: Final = COHORT_FEATURES.index("vintage_age_months")
 N_CLASSES: Final = len(ASSET_CLASSES)
+PATHS_AT_ONCE: Final = 32  # of `rows`; a fixed size, because a product's last bits depend on its size
 MIN_MACRO_PATHS: Final = 8  # below this a macro effect is not identified and stays at its stated value
 
 # Level, before any data: monthly rows of a plain consumer pool.
@@ -177,11 +179,12 @@ class TransitionTransformer(nn.Module):
         self.memory_norm = nn.LayerNorm(width)
         n_inputs = 2 * len(COHORT_FEATURES) + age_features(torch.zeros(1)).shape[-1]
         self.cohort_in = nn.Sequential(nn.Linear(n_inputs, width), nn.GELU(), nn.Linear(width, width))
-        self.cross = CausalCrossAttention(width, config.n_heads, config.max_months)
         self.mix_norm = nn.LayerNorm(width)
         self.mix = FeedForward(width, dropout=config.dropout)
         self.out_norm = nn.LayerNorm(width)
-        self.out = zero_init(nn.Linear(width, cells))
+        self.own = zero_init(nn.Linear(width, cells))
+        self.gate = nn.Linear(width, width)
+        self.out = zero_init(nn.Linear(width, cells, bias=False))
 
     def describe_inputs(self) -> dict[str, TensorSpec]:
         """Inputs of `forward`, in its order."""
@@ -211,26 +214,19 @@ class TransitionTransformer(nn.Module):
         static[:, AGE_COLUMN] = 0.0
         static = torch.cat([static, torch.isnan(cohort_features).to(static.dtype)], dim=-1)
         static = static[:, None, :].expand(-1, months, -1)
-        return self.cohort_in(torch.cat([static, age_features(arrival)], dim=-1))
+        query = self.cohort_in(torch.cat([static, age_features(arrival)], dim=-1))
+        return self.out_norm(query + self.mix(self.mix_norm(query)))
 
-    def additive_logits(
-        self, cohort_features: Tensor, macro_PTM: Tensor, calendar_TX: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Level by cohort (C,28) plus season, and macro term: returns ((C,T or 1,28), (P,C,T,28))."""
+    def _macro_effect(self, cohort_features: Tensor) -> Tensor:
+        """(C,28,9) logit change of each cohort per scaled unit of a series."""
         weights = torch.nan_to_num(cohort_features[:, :N_CLASSES], nan=0.0)
-        level = (weights @ self.base.flatten(1))[:, None, :]
-        if calendar_TX is not None:
-            level = level + self.season(calendar_TX)[None]
-        effect_CXM = (weights @ self.macro_effect.flatten(1)).view(len(weights), -1, N_MACRO)
-        z = self.macro_scale(macro_PTM)
-        months = z.shape[1]
-        term = z.flatten(0, 1) @ effect_CXM.flatten(0, 1).T
-        return level, term.view(len(z), months, len(weights), -1).transpose(1, 2)
+        return (weights @ self.macro_effect.flatten(1)).view(len(weights), -1, N_MACRO)
 
-    def _mix(self, query: Tensor, read: Tensor) -> Tensor:
-        hidden = query + read
-        hidden = hidden + self.mix(self.mix_norm(hidden))
-        return self.out(self.out_norm(hidden))
+    def _level(self, cohort_features: Tensor, queries: Tensor, calendar: Tensor | None) -> Tensor:
+        """(C,T,28) logits of cohorts that no macro path changes; calendar (T,2), (C,T,2) or None."""
+        weights = torch.nan_to_num(cohort_features[:, :N_CLASSES], nan=0.0)
+        level = self.own(queries) + (weights @ self.base.flatten(1))[:, None, :]
+        return level if calendar is None else level + self.season(calendar)
 
     def normalise(self, logits: Tensor) -> Tensor:
         """(..., 28) logits -> (..., 4, 7) probabilities; impossible moves exactly 0."""
@@ -275,17 +271,12 @@ class TransitionTransformer(nn.Module):
         Returns:
             (N,T,4,7) probabilities.
         """
-        count, months = self._check(cohort_features, macro_paths)
+        _, months = self._check(cohort_features, macro_paths)
         queries = self.encode_cohorts(cohort_features, months, age0)
-        keys, values = self.cross.project_memory(self.encode_macro(macro_paths))
-        read = self.cross(self.cross.project_queries(queries), keys[path_of], values[path_of])
-        weights = torch.nan_to_num(cohort_features[:, :N_CLASSES], nan=0.0)
-        effect = (weights @ self.macro_effect.flatten(1)).view(count, -1, N_MACRO)
-        logits = self._mix(queries, read) + (weights @ self.base.flatten(1))[:, None, :]
-        logits = logits + self.macro_scale(macro_paths)[path_of] @ effect.transpose(1, 2)
-        if calendar is not None:
-            logits = logits + self.season(calendar)
-        return self.normalise(logits)
+        memory = self.encode_macro(macro_paths)[path_of]
+        logits = self._level(cohort_features, queries, calendar) + self.out(self.gate(queries) * memory)
+        effect = self._macro_effect(cohort_features)
+        return self.normalise(logits + self.macro_scale(macro_paths)[path_of] @ effect.transpose(1, 2))
 
     def rows(
         self,
@@ -293,51 +284,49 @@ class TransitionTransformer(nn.Module):
         macro_paths: Tensor,
         calendar: Tensor | None = None,
         age0: Tensor | None = None,
-        chunk_elements: int = 4_000_000,
+        extra: Tensor | None = None,
     ) -> Tensor:
         """Rows of the living states for every path and cohort; each macro path is read once.
+
+        Paths are worked on in groups of a fixed size, so a path's rows do not depend on its company.
 
         Args:
             cohort_features: (C,12) raw units.
             macro_paths: (P,T,9) raw units.
             calendar: (T,2) ints shared by all paths, or None.
             age0: (C,) age at the end of month -1, instead of the feature column.
-            chunk_elements: width elements worked on at once; bounds memory, does not change results.
+            extra: (T,4,7) further logits of all cohorts, or None.
 
         Returns:
-            (P,C,T,4,7) probabilities.
+            (P,C,T,4,7) probabilities; months lie outermost in memory.
         """
         cohorts, months = self._check(cohort_features, macro_paths)
         if calendar is not None:
             require_shape("calendar", calendar, (months, 2))
         queries = self.encode_cohorts(cohort_features, months, age0)
-        projected = self.cross.project_queries(queries)
-        step = max(1, chunk_elements // (cohorts * months * self.config.d_model))
-        parts = [
-            self._rows_of(queries, projected, cohort_features, macro_paths[first : first + step], calendar)
-            for first in range(0, len(macro_paths), step)
+        level = self._level(cohort_features, queries, calendar)
+        if extra is not None:
+            level = level + extra.flatten(1)
+        level = level.masked_fill(~self.allowed.flatten(), -torch.inf)
+        read = self.gate(queries)[..., None, :] * self.out.weight  # (C,T,28,D)
+        effect = self._macro_effect(cohort_features)[:, None].expand(-1, months, -1, -1)
+        given = torch.cat([read, effect], dim=-1).permute(1, 3, 0, 2).flatten(2).contiguous()  # (T,D+9,C 28)
+        shared = level.transpose(0, 1).reshape(months, 1, -1)
+        rows = [
+            self._rows_of(given, shared, macro_paths[first : first + PATHS_AT_ONCE])
+            for first in range(0, len(macro_paths), PATHS_AT_ONCE)
         ]
-        return torch.cat(parts)
+        together = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+        return together.view(months, len(macro_paths), cohorts, N_LIVING, N_STATES).permute(1, 2, 0, 3, 4)
 
-    def _rows_of(
-        self,
-        queries: Tensor,
-        projected: Tensor,
-        cohort_features: Tensor,
-        macro_PTM: Tensor,
-        calendar: Tensor | None,
-    ) -> Tensor:
-        paths, cohorts, months = len(macro_PTM), len(queries), macro_PTM.shape[1]
-        keys, values = self.cross.project_memory(self.encode_macro(macro_PTM))
-
-        def per_pair(x: Tensor, dim: int) -> Tensor:
-            shape = (paths, cohorts, *x.shape[1:])
-            return x.unsqueeze(dim).expand(shape).reshape(paths * cohorts, *x.shape[1:])
-
-        read = self.cross(per_pair(projected, 0), per_pair(keys, 1), per_pair(values, 1))
-        read = read.view(paths, cohorts, months, -1)
-        level, term = self.additive_logits(cohort_features, macro_PTM, calendar)
-        return self.normalise(self._mix(queries, read) + term + level)
+    def _rows_of(self, given_TXY: Tensor, shared_T1Y: Tensor, macro_PTM: Tensor) -> Tensor:
+        """(T,P,C*28) probabilities of at most PATHS_AT_ONCE paths, as (T,P,C,28) flattened."""
+        count = len(macro_PTM)
+        if count < PATHS_AT_ONCE:
+            macro_PTM = torch.cat([macro_PTM, macro_PTM[-1:].expand(PATHS_AT_ONCE - count, -1, -1)])
+        seen = torch.cat([self.encode_macro(macro_PTM), self.macro_scale(macro_PTM)], dim=-1).transpose(0, 1)
+        logits = torch.baddbmm(shared_T1Y, seen, given_TXY)
+        return logits.unflatten(-1, (-1, N_STATES)).softmax(dim=-1)[:, :count].flatten(2)
 
     def predict(
         self, cohort_features: Any, macro_paths: Any, calendar: Any = None, age0: Any = None

@@ -36,21 +36,24 @@ class NetworkRows:
     intercept_TKJ: np.ndarray | None = None
 
     def __call__(self, macro_PTM: np.ndarray) -> np.ndarray:
-        """Rows of a batch of paths."""
+        """Rows of a batch of paths; in memory months lie outermost."""
         features = self.cohorts.select(COHORT_FEATURES).cast(pl.Float32).fill_null(np.nan).to_numpy()
         device = next(self.model.parameters()).device
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
+                options = (
+                    {}
+                    if self.intercept_TKJ is None
+                    else {"extra": torch.from_numpy(self.intercept_TKJ).to(device)}
+                )
                 rows = self.model.rows(
                     torch.from_numpy(np.array(features, dtype=np.float32)).to(device),
                     torch.from_numpy(np.array(macro_PTM, dtype=np.float32)).to(device),
                     calendar_tensor(self.start, macro_PTM.shape[1], device),
+                    **options,
                 )
-                if self.intercept_TKJ is not None:
-                    rows = rows * torch.from_numpy(np.exp(self.intercept_TKJ)).to(rows)
-                    rows = rows / rows.sum(dim=-1, keepdim=True)
                 return rows.cpu().numpy()
         finally:
             self.model.train(was_training)
