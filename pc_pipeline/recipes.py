@@ -92,10 +92,10 @@ def base(seed: int = 42) -> Recipe:
         "base",
         seed,
         tape=TapeConfig(n_loans=5000, n_months=60, n_vintages=12),
-        macro_paths=MacroPathsConfig(n_paths=300, n_months=60),
+        macro_paths=MacroPathsConfig(n_paths=2000, n_months=60),
         macro_vae=MacroVAEStage(
             network=MacroVAEConfig(latent_dim=16, hidden_dim=32, n_layers=1),
-            training=TrainConfig(epochs=16, batch_size=128, lr=3e-3, patience=8),
+            training=TrainConfig(epochs=4, batch_size=256, lr=5e-3, patience=4),
         ),
         transition_transformer=TransitionStage(
             network=TransitionConfig(d_model=32, n_heads=2, n_layers=2),

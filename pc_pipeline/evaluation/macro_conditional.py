@@ -46,9 +46,9 @@ CASES: Final = (
         given=(("gdp_growth_yoy", 12, -0.03), ("credit_spread_hy", 12, 1000.0)),
     ),
     ConditionCase(
-        name="policy rate 6 %, then 3 % two years later",
+        name="policy rate 5.5 % in month 12, 7 % in month 36",
         scenario="stagflation",
-        given=(("policy_rate", 12, 0.06), ("policy_rate", 36, 0.03)),
+        given=(("policy_rate", 12, 0.055), ("policy_rate", 36, 0.07)),
     ),
 )
 

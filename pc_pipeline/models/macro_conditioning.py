@@ -5,7 +5,7 @@ here: the network (`models.macro_vae`).
 
 The scaled path y is a smooth function of standard normal noise e = (z, eps'). A draw of e is moved
 along the gradient of the conditioned values until they hit their targets (docs/methods/macro_vae.md,
-eqs. (8)-(9)):
+eqs. (9)-(10)):
 
     e <- e + J^T (J J^T)^{-1} (target - y_c(e)),    J = d y_c / d e
 

@@ -28,7 +28,7 @@ from pc_pipeline.training.macro_curves import (
 FEW_PATHS: Final = 8
 _ROUGHNESS: Final = 30.0  # penalty on squared second differences of a curve known from little data
 _PULLS: Final = (0.0, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-_TRY_ROUNDS: Final = 3
+_TRY_ROUNDS: Final = 4
 _ROUNDS: Final = 6
 _TWINS: Final = 0.99  # correlation of two scenarios' paths, month by month, above which they share shocks
 _FIRST_WEIGHT: Final = 100.0
@@ -73,55 +73,81 @@ def position_in_scenario(labels: torch.Tensor) -> torch.Tensor:
 
 
 def _likeliest_law(model: MacroVAE, y: np.ndarray, labels: np.ndarray) -> LinearLaw:
-    """Choose on every fifth path how to estimate, then estimate on all.
+    """Choose on every fifth path how to estimate, then estimate on all; twins follow their leader.
 
     Paths that start together and fan out can be read in two ways (a moving scale, or a small first month),
     so both starts are tried where they do.
     """
     basis = model.knots_TG.cpu().double().numpy()
+    followed = twins(y, labels)
+    mine = np.isin(labels, list(set(labels.tolist()) - set(followed)))
     left = position_in_scenario(torch.from_numpy(labels)).numpy() % 5 == 0
-    kept, held = (_moments(y[rows], labels[rows]) for rows in (~left, left))
+    kept, held = (_moments(y[rows], labels[rows]) for rows in (mine & ~left, mine & left))
     fans_out = np.median(y[:, 0].std(0) / np.maximum(y[:, -1].std(0), FLOOR)) < _FANS_OUT
-    found: list[tuple[float, int, bool, Dynamics]] = []
+    found: list[tuple[float, int, LinearLaw, Dynamics]] = []
     for flat in (False, True) if fans_out else (False,):
-        law = fit_law(
-            _first_law(kept, basis, flat), kept, basis, Dynamics(pull=0.1, stationary=False), _TRY_ROUNDS
-        )
+        free = Dynamics(pull=0.1, stationary=False)
+        law = fit_law(_first_law(kept, basis, flat), kept, basis, free, _TRY_ROUNDS)
         for pull in _PULLS:
             for stationary in (True, False):
                 dynamics = Dynamics(pull=pull, stationary=stationary)
                 trial = fit_dynamics(law, kept, basis, dynamics)
-                found.append((trial.negative_log_likelihood(held, basis), len(found), flat, dynamics))
-    _, _, flat, dynamics = min(found)
-    everything = _moments(y, labels)
-    law = fit_law(_first_law(everything, basis, flat), everything, basis, dynamics, _ROUNDS)
-    return fit_dynamics(_follow_twins(law, y, labels, basis), everything, basis, dynamics)
+                found.append((trial.negative_log_likelihood(held, basis), len(found), trial, dynamics))
+    _, _, law, dynamics = min(found, key=lambda entry: entry[:2])
+    law = fit_law(law, _moments(y[mine], labels[mine]), basis, dynamics, _ROUNDS)
+    return _follow(law, y, labels, basis, followed)
 
 
-def _follow_twins(law: LinearLaw, y: np.ndarray, labels: np.ndarray, basis_TG: np.ndarray) -> LinearLaw:
-    """Curves of scenarios whose paths share their shocks with the flattest one's, read off the pairs.
+def twins(y: np.ndarray, labels: np.ndarray) -> dict[int, int]:
+    """Scenarios whose paths share their shocks with those of another: follower -> leader.
 
-    Path k of one scenario is then a shifted and stretched path k of the other, y = a + b y', and what
-    the sample of y' is off by is known from its own (smoother, better known) curves: control variates.
-    Independent samples show no such correlation and are left alone.
+    Path k of a follower is a shifted and stretched path k of its leader, the one with the smoother mean.
     """
-    flattest = max(law.centre_weight, key=lambda code: float(np.log(law.centre_weight[code]).sum()))
-    own = y[labels == flattest].reshape(-1, basis_TG.shape[0] * N_MACRO)
-    gap, (centre, scale) = own - own.mean(0), law.curves(flattest, basis_TG)
-    spread, to_knots = gap.std(0), np.linalg.pinv(basis_TG)
+    flat = {int(code): y[labels == code].reshape(-1, y.shape[1] * N_MACRO) for code in np.unique(labels)}
+
+    def roughness(code: int) -> float:
+        paths = flat[code].reshape(-1, y.shape[1], N_MACRO)
+        spread = np.maximum(paths.std((0, 1)), FLOOR)
+        return float((np.diff(paths.mean(0), axis=0) ** 2 / spread**2).sum())
+
+    leaders: list[int] = []
+    found: dict[int, int] = {}
+    for code in sorted(flat, key=roughness):
+        leader = next((other for other in leaders if _correlate(flat[code], flat[other])), None)
+        if leader is None:
+            leaders.append(code)
+        else:
+            found[code] = leader
+    return found
+
+
+def _correlate(one: np.ndarray, other: np.ndarray) -> bool:
+    if len(one) != len(other):
+        return False
+    gaps = [paths - paths.mean(0) for paths in (one, other)]
+    spread = [np.sqrt((gap**2).mean(0)) for gap in gaps]
+    covariance = (gaps[0] * gaps[1]).mean(0)
+    return bool((covariance > _TWINS * spread[0] * spread[1]).all())
+
+
+def _follow(
+    law: LinearLaw, y: np.ndarray, labels: np.ndarray, basis_TG: np.ndarray, followed: dict[int, int]
+) -> LinearLaw:
+    """Curves of followers, y = a + b y' path by path: control variates.
+
+    What the leader's sample is off by is known from its own (smoother, better known) curves.
+    """
+    to_knots = np.linalg.pinv(basis_TG)
     centres, log_scales = dict(law.centre), dict(law.log_scale)
-    for code in law.centre:
-        rows = y[labels == code].reshape(-1, own.shape[1])
-        if code == flattest or len(rows) != len(own):
-            continue
-        deviation = rows - rows.mean(0)
-        covariance, wide = (deviation * gap).mean(0), deviation.std(0)
-        if not (covariance > _TWINS * wide * spread).all():
-            continue
-        slope = covariance / spread**2
+    for code, leader in followed.items():
+        own, rows = (y[labels == k].reshape(-1, y.shape[1] * N_MACRO) for k in (leader, code))
+        centre, scale = law.curves(leader, basis_TG)
+        gap, deviation = own - own.mean(0), rows - rows.mean(0)
+        slope = (deviation * gap).mean(0) / (gap**2).mean(0)
         level = rows.mean(0) - slope * (own.mean(0) - centre)
         centres[code] = to_knots @ level.reshape(-1, N_MACRO)
-        log_scales[code] = to_knots @ np.log(scale * wide / spread).reshape(-1, N_MACRO)
+        wider = deviation.std(0) / gap.std(0)
+        log_scales[code] = to_knots @ np.log(scale * wider).reshape(-1, N_MACRO)
     return dataclasses.replace(law, centre=centres, log_scale=log_scales)
 
 
