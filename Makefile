@@ -15,6 +15,10 @@ MACRO ?=
 RECIPE ?= base
 SEED ?= 42
 DATA ?= data
+SHARED ?= ../shared/data
+SEEDS ?= 1
+ONLY ?=
+FRESH ?=
 SCENARIO ?=
 
 export DAGSTER_HOME := $(CURDIR)
@@ -31,7 +35,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 RUN_OPTIONS := $(if $(TAPE),--tape "$(TAPE)") $(if $(ADAPTER),--adapter "$(ADAPTER)") \
                $(if $(MAPPING),--mapping "$(MAPPING)") $(foreach s,$(SCENARIO),--scenario "$(s)")
 
-.PHONY: help setup run test test-all ui backfill lint format tiny bench clean
+.PHONY: help setup run test test-all ui backfill lint format tiny bench fidelity clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -82,6 +86,10 @@ format: setup ## let ruff format
 tiny: setup ## the tiny recipe through a Dagster instance of its own, in a temporary folder
 	@folder=$$(mktemp -d) && cp workspace.yaml dagster.yaml $$folder/ && mkdir $$folder/data && cp -r data/deals $$folder/data/ \
 	  && DAGSTER_HOME=$$folder PC_DATA=data PC_RECIPE=tiny $(BIN)/pc run; status=$$?; rm -rf $$folder; exit $$status
+
+fidelity: setup ## every fidelity figure: ONLY=auto,macro RECIPE=base|full SEEDS=1 SHARED=../shared/data FRESH=
+	$(BIN)/python -m benchmarks.fidelity --recipe $(RECIPE) --seeds $(SEEDS) --data $(SHARED) \
+	  $(if $(ONLY),--only "$(ONLY)") $(if $(FRESH),--fresh)
 
 clean: ## remove what runs made; keeps .venv and the deals
 	rm -rf history storage schedules logs .logs_queue data/tables data/models data/reports data/warehouse.duckdb

@@ -32,7 +32,7 @@ from pc_pipeline.models.device import same_bits_twice
 from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.distributed import Team
 from pc_pipeline.training.resume import Progress
-from pc_pipeline.training.watch import EpochReport, OnEpoch, Record, training_folder
+from pc_pipeline.training.watch import EpochReport, OnEpoch, Record, kept_training
 
 __all__ = ["LossOf", "Record", "learning_rate", "make_optimizer", "run_training", "shuffled_batches"]
 
@@ -168,8 +168,8 @@ def run_training(
             )
     progress.restore_best()
     model.eval()
-    if path is not None and resume is None and team.is_first:
-        path.unlink(missing_ok=True)
+    if team.is_first:
+        _clear_up(path, resume)
     return progress.summary() | {"seconds": time.monotonic() - started}
 
 
@@ -177,14 +177,17 @@ def _resume_path(resume: Path | str | None, progress: Progress) -> Path | None:
     """The file a caller named, or one of this run's own in the folder of `keep_training`."""
     if resume is not None:
         return Path(resume)
-    folder = training_folder()
-    if folder is None:
-        return None
-    path = folder / f"{progress.name}-{progress.digest}.safetensors"
-    for stale in folder.glob(f"{progress.name}-*.safetensors"):
-        if stale != path:
-            stale.unlink(missing_ok=True)
-    return path
+    kept = kept_training()
+    return None if kept is None else kept.folder / f"{progress.name}-{progress.digest}.safetensors"
+
+
+def _clear_up(path: Path | None, resume: Path | str | None) -> None:
+    """A finished run of `keep_training` needs its resume file no more; nor do older ones of its name."""
+    kept = kept_training()
+    if path is None or resume is not None or kept is None or kept.keep_finished:
+        return
+    for file in path.parent.glob(f"{path.name.rsplit('-', 1)[0]}-*.safetensors"):
+        file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +29,37 @@ CURVES = "curves"
 Record = Mapping[str, Any]
 OnEpoch = Callable[[Record], None]
 
-_FOLDER: ContextVar[Path | None] = ContextVar("training_folder", default=None)
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What runs in this process leave, and where."""
+
+    folder: Path
+    keep_finished: bool = False
+
+
+_KEPT: ContextVar[Kept | None] = ContextVar("kept_training", default=None)
 
 
 @contextlib.contextmanager
-def keep_training(folder: Path | str) -> Iterator[Path]:
+def keep_training(folder: Path | str, *, keep_finished: bool = False) -> Iterator[Path]:
     """Runs inside leave curves under `<folder>/curves/<name>` and go on from a resume file if killed.
 
-    A resume file is named by data, settings and network, so that only the same run goes on from it; it is
-    removed when its run is over. Look at curves with `tensorboard --logdir <folder>/curves`.
+    A resume file is named by data, settings and network, so that only the same run goes on from it. It is
+    removed when its run is over, unless `keep_finished`: then the same run asked for again returns at once.
+    Look at curves with `tensorboard --logdir <folder>/curves`.
     """
     path = Path(folder)
-    token = _FOLDER.set(path)
+    token = _KEPT.set(Kept(path, keep_finished))
     try:
         yield path
     finally:
-        _FOLDER.reset(token)
+        _KEPT.reset(token)
 
 
-def training_folder() -> Path | None:
+def kept_training() -> Kept | None:
     """Where runs leave what they leave; None outside `keep_training`."""
-    return _FOLDER.get()
+    return _KEPT.get()
 
 
 class EpochReport:
@@ -72,9 +83,9 @@ class EpochReport:
         self._last_line = -math.inf
         self._bar: Progress | None = None
         self._curves: Any = None
-        folder = training_folder()
-        if folder is not None and not is_quiet:
-            self._curves = _curve_writer(folder / CURVES / name, fresh=done == 0)
+        kept = kept_training()
+        if kept is not None and not is_quiet:
+            self._curves = _curve_writer(kept.folder / CURVES / name, fresh=done == 0)
         console = Console(stderr=True)
         if console.is_terminal and not is_quiet:
             self._bar = Progress(

@@ -16,7 +16,7 @@ from torch import nn
 from pc_pipeline.core.errors import ConfigError, ModelError
 from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.loop import run_training
-from pc_pipeline.training.watch import keep_training, training_folder
+from pc_pipeline.training.watch import keep_training, kept_training
 from pc_pipeline_tests.training.train_line import CONFIG, train
 
 SCRIPT = "pc_pipeline_tests.training.train_line"
@@ -61,10 +61,19 @@ def test_inside_keep_training_a_killed_run_goes_on_by_itself_and_clears_up(tmp_p
         assert len(list(tmp_path.glob("line-*.safetensors"))) == 1
         told: list[int] = []
         resumed, _ = train(on_epoch=lambda record: told.append(record["epoch"]))
-    assert training_folder() is None
+    assert kept_training() is None
     assert told == [6, 7, 8]
     assert same_weights(resumed, train()[0])
     assert list(tmp_path.glob("*.safetensors")) == []
+
+
+def test_a_finished_run_can_be_kept_and_then_returns_at_once(tmp_path: Path) -> None:
+    told: list[int] = []
+    with keep_training(tmp_path, keep_finished=True):
+        first, _ = train()
+        again, _ = train(on_epoch=lambda record: told.append(record["epoch"]))
+    assert told == []
+    assert same_weights(first, again)
 
 
 def test_another_run_does_not_go_on_from_it(tmp_path: Path) -> None:

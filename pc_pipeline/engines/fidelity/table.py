@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -84,15 +84,16 @@ class Request:
     Attributes:
         recipes: one complete recipe per training seed; the first is the one for what is measured once.
         data: folder of the real data sets (`real_auto/`, `mortgages/`, ... as delivered).
-        scratch: a folder of this section's own for whatever lets a killed run go on.
+        scratch: a folder of this section's own for whatever lets a killed run go on; emptied when it is done.
+        shared: a folder that sections share (trained chains, `engines.fidelity.chain`); None is `scratch`.
         device: 'cpu' or 'cuda'.
     """
 
     recipes: tuple[SizedRecipe, ...]
     data: Path
     scratch: Path
+    shared: Path | None = None
     device: str = "cpu"
-    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def recipe(self) -> SizedRecipe:
