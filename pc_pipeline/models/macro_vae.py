@@ -239,8 +239,7 @@ class MacroVAE(nn.Module):
         eps_first = torch.linalg.solve_triangular(first, u[:, 0, :, None], upper=False)[..., 0]
         g, _ = self.decoder(self._decoder_inputs(u[:, :-1], scenario, 1))
         mean, log_diagonal, below = self._step_law(g, u[:, :-1])
-        factor = self._factor(log_diagonal, below)
-        eps_later = torch.linalg.solve_triangular(factor, (u[:, 1:] - mean)[..., None], upper=False)[..., 0]
+        eps_later = _solve_lower(log_diagonal, below, u[:, 1:] - mean)
         log_det = torch.log(sigma).sum((1, 2)) + self.first_log_diagonal_M.sum() + log_diagonal.sum((1, 2))
         return torch.cat([eps_first[:, None], eps_later], dim=1), log_det
 
@@ -270,9 +269,9 @@ class MacroVAE(nn.Module):
         u = ((y - centre) / sigma).detach()
         label = self.embedding(scenario)
         states, _ = self.encoder(torch.cat([u, label[:, None].expand(-1, u.shape[1], -1)], dim=-1))
-        seen = torch.cat([states[:, 1:], u[:, 1:], u[:, :-1]], dim=-1)
         basis = self._waves(u)
-        pooled = torch.einsum("btd,tw->bwd", seen, basis)
+        seen = (states[:, 1:], u[:, 1:], u[:, :-1])
+        pooled = torch.cat([torch.einsum("btd,tw->bwd", part, basis) for part in seen], dim=-1)
         pooled = nn.functional.pad(pooled, (0, 0, 0, self.n_waves - basis.shape[1])).flatten(1)
         first = torch.cat([states[:, 0], u[:, 0], torch.zeros_like(u[:, 0])], dim=-1)
         mu, raw = self.posterior(torch.cat([first, pooled, label], dim=-1)).chunk(2, dim=-1)
@@ -547,6 +546,21 @@ class MacroVAE(nn.Module):
             raise ModelError(
                 "macro paths hold values that are not finite", expected="finite numbers", got="nan or inf"
             )
+
+
+def _solve_lower(log_diagonal: torch.Tensor, below: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(..., M) solutions of L x = target by forward substitution, row by row over all systems at once.
+
+    For many small systems this is several times faster, forward and backward, than one LAPACK call each.
+    """
+    scale, gap, found, start = torch.exp(-log_diagonal), target.unbind(-1), [], 0
+    for row in range(target.shape[-1]):
+        left = gap[row]
+        if row:
+            left = left - (below[..., start : start + row] * torch.stack(found, dim=-1)).sum(-1)
+        found.append(left * scale[..., row])
+        start += row
+    return torch.stack(found, dim=-1)
 
 
 def _gaussian_kl(
