@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 
 from pc_pipeline import __version__
+from pc_pipeline.core.errors import StoreError
 from pc_pipeline.service import docs_page, routes_cascade, routes_jobs, routes_portfolios
 from pc_pipeline.service.desk import Desk
 from pc_pipeline.service.guard import Guard
@@ -42,18 +44,16 @@ def create_app(settings: ServiceSettings | None = None, *, runner: Runner | None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        desk = await run_in_threadpool(_open, settings, runner or ProcessRunner())
+        desk = await run_in_threadpool(open_desk, settings, runner or ProcessRunner())
         desk.waiters.open()
         app.state.desk = desk
-        with desk.lock:
-            await run_in_threadpool(desk.runner.start, desk.jobs, settings, desk.waiters.release)
-            try:
-                yield
-            finally:
-                desk.waiters.release()
-                await run_in_threadpool(desk.runner.stop, settings.stop_seconds)
-                desk.jobs.abandon()
-                desk.jobs.close()
+        await run_in_threadpool(desk.runner.start, desk.jobs, settings, desk.waiters.release)
+        try:
+            yield
+        finally:
+            desk.waiters.release()
+            await run_in_threadpool(desk.runner.stop, settings.stop_seconds)
+            await run_in_threadpool(desk.close)
 
     app = FastAPI(
         title="pc_pipeline",
@@ -72,18 +72,40 @@ def create_app(settings: ServiceSettings | None = None, *, runner: Runner | None
     return app
 
 
-def _open(settings: ServiceSettings, runner: Runner) -> Desk:
-    """Take the folder, and put right what the last service left."""
+def open_desk(settings: ServiceSettings, runner: Runner) -> Desk:
+    """Take the folder, and put right what the last service left.
+
+    Raises:
+        ConfigError: another service runs on it. StoreError: its jobs cannot be opened.
+    """
     shelf = Shelf(settings.service_dir)
     lock = shelf.lock()
     try:
-        jobs = JobStore(shelf.jobs_file, settings.max_attempts)
-        jobs.abandon()
+        jobs = _open_jobs(shelf, settings)
         shelf.sweep(lambda job_id: _is_over(jobs, job_id))
     except BaseException:
         lock.close()
         raise
     return Desk(settings=settings, jobs=jobs, shelf=shelf, runner=runner, lock=lock)
+
+
+def _open_jobs(shelf: Shelf, settings: ServiceSettings) -> JobStore:
+    """The jobs, with what was running queued again.
+
+    Raises:
+        StoreError: the file is damaged, or cannot be written.
+    """
+    try:
+        jobs = JobStore(shelf.jobs_file, settings.max_attempts)
+        jobs.abandon()
+    except sqlite3.Error as error:
+        raise StoreError(
+            "the service's jobs cannot be opened",
+            expected="a SQLite file that can be written, and room on the disk",
+            got=error,
+            where=shelf.jobs_file,
+        ) from error
+    return jobs
 
 
 def _is_over(jobs: JobStore, job_id: str) -> bool:

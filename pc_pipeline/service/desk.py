@@ -6,6 +6,8 @@ Here: `Desk`, put on `app.state.desk`, and answers that several addresses share.
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 import threading
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -21,6 +23,7 @@ from pc_pipeline.service.runner import Runner
 from pc_pipeline.service.settings import ServiceSettings
 from pc_pipeline.service.shelf import Shelf
 
+logger = logging.getLogger("pc_pipeline.service")
 JOB_ID = r"^[0-9a-f]{32}$"
 
 
@@ -88,6 +91,15 @@ class Desk:
     runner: Runner
     lock: IO[bytes]
     waiters: Waiters = field(default_factory=Waiters)
+
+    def close(self) -> None:
+        """Queue again what was in hand (on a full disk the next service does), and let the folder go."""
+        try:
+            self.jobs.abandon()
+        except sqlite3.Error as error:
+            logger.warning("the state of jobs cannot be written: %s", error)
+        self.jobs.close()
+        self.lock.close()
 
     def submit(self, kind: str, subject: str, request: dict[str, Any], job_id: str = "") -> Job:
         """Queue a job and tell the workers.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -91,8 +92,20 @@ class _Lane:
             process.stdout.close()
         process.wait()
         if lease is not None:
-            for job_id in self._jobs.abandon(lease):
-                self._on_over(job_id)
+            self._abandon(lease)
+
+    def _abandon(self, lease: str) -> None:
+        """Queue the dead worker's job again; on a full disk, as soon as there is room."""
+        while True:
+            try:
+                over = self._jobs.abandon(lease)
+                break
+            except sqlite3.Error as error:
+                logger.warning("the state of a job cannot be written: %s", error)
+                if self._stopping.wait(2.0):
+                    return  # the next service queues it
+        for job_id in over:
+            self._on_over(job_id)
 
     def _tell(self, line: str) -> None:
         with self._lock:

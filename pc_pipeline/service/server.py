@@ -18,10 +18,9 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from pc_pipeline.service.app import create_app
-from pc_pipeline.service.runner import Runner
+from pc_pipeline.service.app import create_app, open_desk
+from pc_pipeline.service.runner import ProcessRunner, Runner
 from pc_pipeline.service.settings import ServiceSettings
-from pc_pipeline.service.shelf import Shelf
 
 MAX_HEADER_BYTES: Final = 64 * 1024
 KEEP_ALIVE_SECONDS: Final = 15
@@ -125,7 +124,12 @@ class _Server(uvicorn.Server):
 
 
 def make_server(settings: ServiceSettings, runner: Runner | None = None) -> uvicorn.Server:
-    """A server ready to run; `run()` blocks until it is told to stop."""
+    """A server ready to run; `run()` blocks until it is told to stop.
+
+    Raises:
+        ConfigError, StoreError: its folder is another service's, or its jobs cannot be opened.
+    """
+    open_desk(settings, runner or ProcessRunner()).close()  # refused here, in the user's words
     limits = {"header_seconds": settings.header_seconds, "write_seconds": settings.write_seconds}
     app = create_app(settings, runner=runner)
     server = _Server(
@@ -154,9 +158,8 @@ def serve(settings: ServiceSettings, log_file: Path | None = None) -> bool:
         log_file: where the log goes; stderr by default.
 
     Raises:
-        ConfigError: another service runs on this folder.
+        ConfigError, StoreError: as `make_server`.
     """
-    Shelf(settings.service_dir).lock().close()  # refuse before anything starts, in the user's words
     _set_up_log(log_file)
     _allow_connections()
     server = make_server(settings)

@@ -1,6 +1,6 @@
 """Job 'sequences': a payment history for every borrower of a portfolio, written piece by piece.
 
-Pieces of a fixed number of borrowers are generated, appended and noted one after the other, so that memory
+Pieces of so many borrowers are generated, appended and noted one after the other, so that memory
 does not grow with the portfolio and a resumed job goes on after its last whole piece. A history depends on
 the seed and the borrower's place in the portfolio, not on its piece. Not here: how a history is generated
 (`engines`), what its payments are (`loans.payment_records`).
@@ -30,7 +30,8 @@ from pc_pipeline.service.cascade import cascade_folder
 from pc_pipeline.service.shelf import GENERATED_BORROWERS
 from pc_pipeline.service.worker import Work
 
-PIECE_BORROWERS: Final = 10_000
+PIECE_BORROWERS: Final = 10_000  # at most; and
+PIECE_RECORDS: Final = 500_000
 _DEFAULT_START: Final = date(2024, 1, 1)
 _HEADER: Final = (",".join(RECORD_COLUMNS) + "\n").encode()
 
@@ -51,7 +52,7 @@ def run(work: Work) -> dict[str, Any]:
     done = _open_partial(path, work.job.checkpoint if engine == generator.engine else {})
     n = borrowers.height
     while done < n:
-        piece = borrowers.slice(done, PIECE_BORROWERS)
+        piece = borrowers.slice(done, max(1, min(PIECE_BORROWERS, PIECE_RECORDS // months)))
         numbers = np.arange(done, done + piece.height)
         made = generator.generate_sequences(
             piece, months, seed=int(asked["seed"]), start_date=start, numbers=numbers

@@ -13,12 +13,13 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 
 from pc_pipeline.core.errors import PcError
 from pc_pipeline.service.faults import disk_problem, pc_problem, problem_document
@@ -32,7 +33,9 @@ KINDS: Final = {
     "simulation": "pc_pipeline.service.task_simulation",
 }
 PRELOADED: Final = ("portfolio", "sequences")  # 'simulation' loads networks: when it is asked for
+_ROOM_SECONDS: Final = 2.0  # between attempts to write when the disk is full
 _LOOK_SECONDS: Final = 5.0  # how often an idle worker looks by itself
+_T = TypeVar("_T")
 logger = logging.getLogger("pc_pipeline.service.worker")
 
 
@@ -71,17 +74,29 @@ def run_job(work: Work) -> None:
     try:
         result = task(work)
     except JobStopped:
-        if not work.jobs.give_back(work.job):  # cancelled, or another worker has it
+        if not insist(lambda: work.jobs.give_back(work.job), work.stop):  # cancelled, or another's by now
             _drop_unless_resumable(work)
         return
     except Exception as error:
-        work.jobs.fail(work.job, _as_problem(error))
+        problem = _as_problem(error)
+        insist(lambda: work.jobs.fail(work.job, problem), work.stop)
         _drop_unless_resumable(work)
         return
-    if work.jobs.finish(work.job, result):
+    if insist(lambda: work.jobs.finish(work.job, result), work.stop):
         work.shelf.drop_job_files(work.job.id)
     else:
         _drop_unless_resumable(work)
+
+
+def insist(move: Callable[[], _T], stop: threading.Event) -> _T:
+    """Write a job's state; on a full disk, try again until there is room or the worker is to stop."""
+    while True:
+        try:
+            return move()
+        except sqlite3.OperationalError as error:
+            logger.warning("the state of a job cannot be written: %s", error)
+            if stop.wait(_ROOM_SECONDS):
+                raise
 
 
 def _drop_unless_resumable(work: Work) -> None:
@@ -128,7 +143,7 @@ def serve_jobs(settings: ServiceSettings, kinds: list[str], lines: IO[str], say:
             importlib.import_module(KINDS[kind])  # while nobody waits
     while not stop.is_set():
         wake.clear()
-        job = jobs.claim(kinds, lease)
+        job = insist(lambda: jobs.claim(kinds, lease), stop)
         if job is None:
             wake.wait(_LOOK_SECONDS)
             continue

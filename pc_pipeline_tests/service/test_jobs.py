@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
 
+from pc_pipeline.core.errors import ConfigError, StoreError
+from pc_pipeline.service import worker
 from pc_pipeline.service.jobs import Job, JobStore, QueueFull
 from pc_pipeline.service.runner import ProcessRunner
+from pc_pipeline.service.server import make_server
 from pc_pipeline_tests.service.harness import (
     Served,
     borrower_csv,
@@ -204,3 +208,35 @@ def test_worker_processes_do_the_work(tmp_path: Path) -> None:
         assert served.client.get("/health").json()["workers"]
         lanes = [lane._process for lane in served.runner._lanes]
     assert all(process is not None and process.poll() == 0 for process in lanes)  # stopped, not killed
+
+
+def test_state_that_cannot_be_written_is_written_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_ROOM_SECONDS", 0.01)
+    tries: list[int] = []
+
+    def move() -> str:
+        tries.append(1)
+        if len(tries) < 3:
+            raise sqlite3.OperationalError("database or disk is full")
+        return "written"
+
+    assert worker.insist(move, threading.Event()) == "written"
+    stopped = threading.Event()
+    stopped.set()
+    tries.clear()
+    with pytest.raises(sqlite3.OperationalError):
+        worker.insist(move, stopped)
+
+
+def test_a_damaged_job_file_is_said(tmp_path: Path) -> None:
+    settings = quick_settings(tmp_path / "data")
+    settings.service_dir.mkdir(parents=True)
+    (settings.service_dir / "jobs.sqlite").write_bytes(b"not sqlite" * 1000)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        make_server(settings)
+
+
+def test_one_service_a_folder(tmp_path: Path) -> None:
+    settings = quick_settings(tmp_path / "data")
+    with serving(settings), pytest.raises(ConfigError, match="another service"):
+        make_server(settings)

@@ -115,6 +115,7 @@ def test_same_seed_same_figures(stocked: Served, done: Answer) -> None:
     assert simulate(stocked, **PORTFOLIO)["result"] == done["result"]
 
 
+@pytest.mark.slow
 def test_the_stores_pool_under_a_scenario_without_stored_paths(stocked: Served) -> None:
     assert stocked.client.get("/models").json()["can_simulate"]
     drawn = simulate(stocked, scenario="stagflation")
