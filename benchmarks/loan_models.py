@@ -54,7 +54,7 @@ def main() -> None:
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--logistic", action="store_true", help="the logistic challenger too")
+    parser.add_argument("--rivals", action="store_true", help="the logistic and the boosted trees too")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
@@ -88,7 +88,7 @@ def main() -> None:
             "loan network": move_probabilities(loan, test, cohort),
         },
         oracle=oracle_rows(fresh.panel, fresh.loans, fresh_macro, world_seed=WORLD).probabilities,
-        challengers=standard_challengers(with_logistic=options.logistic),
+        challengers=standard_challengers(200_000 if options.rivals else 0),
     )
     with pl.Config(tbl_cols=-1, tbl_rows=-1, tbl_width_chars=200, float_precision=5):
         print(table)

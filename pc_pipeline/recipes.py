@@ -20,6 +20,7 @@ from pc_pipeline.engines.stages import (
     LoanTrajectoryStage,
     MacroPathsConfig,
     MacroVAEStage,
+    PaymentCascadeStage,
     SimulationStage,
     TapeConfig,
     TransitionStage,
@@ -40,7 +41,7 @@ class Recipe:
         seed: master seed; every stage derives its own from it.
         tape: the generated pool (a real tape takes its place).
         macro_paths: paths per scenario.
-        macro_vae, transition_transformer, loan_trajectory, joint: sizes and training.
+        macro_vae, transition_transformer, loan_trajectory, payment_cascade, joint: sizes and training.
         simulation: Monte Carlo.
     """
 
@@ -51,6 +52,7 @@ class Recipe:
     macro_vae: MacroVAEStage
     transition_transformer: TransitionStage
     loan_trajectory: LoanTrajectoryStage
+    payment_cascade: PaymentCascadeStage
     joint: JointStage
     simulation: SimulationStage
 
@@ -73,6 +75,13 @@ def tiny(seed: int = 42) -> Recipe:
         loan_trajectory=LoanTrajectoryStage(
             network=TrajectoryConfig(d_model=8, n_heads=2, n_layers=1, diffusion_steps=10),
             training=TrainConfig(epochs=2, batch_size=128, lr=2e-3, patience=2),
+        ),
+        payment_cascade=PaymentCascadeStage(
+            hidden_dim=16,
+            num_layers=1,
+            training=TrainConfig(epochs=1, batch_size=256, lr=3e-3),
+            max_histories=1200,
+            most_validated=300,
         ),
         joint=JointStage(
             training=TrainConfig(epochs=1, lr=1e-4, patience=1000),
@@ -105,6 +114,9 @@ def base(seed: int = 42) -> Recipe:
             network=TrajectoryConfig(d_model=32, n_heads=2, n_layers=2, diffusion_steps=50),
             training=TrainConfig(epochs=7, batch_size=256, lr=2e-3, patience=4),
         ),
+        payment_cascade=PaymentCascadeStage(
+            hidden_dim=32, training=TrainConfig(epochs=4, batch_size=256, lr=4e-3), max_histories=20_000
+        ),
         joint=JointStage(training=TrainConfig(epochs=3, lr=1e-4, patience=1000)),
         simulation=SimulationStage(n_paths=2000, n_months=60),
     )
@@ -122,12 +134,15 @@ def full(seed: int = 42) -> Recipe:
             training=TrainConfig(epochs=40, batch_size=128, lr=3e-3, patience=12),
         ),
         transition_transformer=TransitionStage(
-            network=TransitionConfig(d_model=64, n_heads=4, n_layers=2),
-            training=TrainConfig(epochs=10, batch_size=128, lr=1e-3, patience=4),
+            network=TransitionConfig(d_model=48, n_heads=4, n_layers=2),
+            training=TrainConfig(epochs=6, batch_size=128, lr=2e-3, patience=4),
         ),
         loan_trajectory=LoanTrajectoryStage(
-            network=TrajectoryConfig(d_model=64, n_heads=4, n_layers=2),
-            training=TrainConfig(epochs=15, batch_size=256, lr=1e-3, patience=5),
+            network=TrajectoryConfig(d_model=48, n_heads=4, n_layers=2),
+            training=TrainConfig(epochs=8, batch_size=256, lr=3e-3, patience=5),
+        ),
+        payment_cascade=PaymentCascadeStage(
+            training=TrainConfig(epochs=12, batch_size=512, lr=4e-3), max_histories=60_000
         ),
         joint=JointStage(training=TrainConfig(epochs=20, lr=1e-4, patience=1000), compile_loans=1024),
         simulation=SimulationStage(n_paths=10000, n_months=60),
@@ -152,6 +167,7 @@ def paper(seed: int = 42) -> Recipe:
             network=TrajectoryConfig(),
             training=TrainConfig(epochs=50, batch_size=256, lr=1e-4, patience=10, precision="bfloat16"),
         ),
+        payment_cascade=PaymentCascadeStage(training=TrainConfig(epochs=50, batch_size=512, lr=3e-3)),
         joint=JointStage(training=TrainConfig(epochs=20, lr=1e-5, patience=1000), compile_loans=1024),
         simulation=SimulationStage(n_paths=10000, n_months=60),
     )

@@ -14,10 +14,14 @@ import torch
 
 from pc_pipeline.core.errors import ModelError
 from pc_pipeline.core.rng import stream
+from pc_pipeline.evaluation.boosted import BoostedConfig, BoostedTrees, thinned
 from pc_pipeline.evaluation.rows import ScoringRows, class_codes
 from pc_pipeline.models.markov import RECENCY_EDGES, MarkovTransitionModel
 from pc_pipeline.schemas.states import N_LIVING, N_STATES
-from pc_pipeline.schemas.units import ASSET_CLASSES
+from pc_pipeline.schemas.units import ASSET_CLASSES, N_SEGMENT_CODES
+
+
+_SMALLEST_FLAG_SD: Final = 0.3
 
 
 class Challenger(Protocol):
@@ -75,12 +79,14 @@ class LogisticConfig:
     """Settings of the multinomial logistic.
 
     Attributes:
-        ridge: penalty per squared coefficient, nats. steps: L-BFGS iterations.
+        ridges: penalties per squared coefficient, nats; the one that predicts held-out loans best is taken.
+        held_out: share of the loans that chooses it. steps: L-BFGS iterations.
         max_rows: most training rows; moves that change the state are kept, the rest sampled and weighted.
         seed: of that sample.
     """
 
-    ridge: float = 10.0
+    ridges: tuple[float, ...] = (30.0, 100.0, 300.0)
+    held_out: float = 0.2
     steps: int = 60
     max_rows: int = 200_000
     seed: int = 0
@@ -98,46 +104,76 @@ class MultinomialLogistic:
         self.config = config or LogisticConfig()
         self._weights: dict[int, np.ndarray] = {}
         self._scale: tuple[np.ndarray, np.ndarray] | None = None
+        self._used = np.zeros(0, dtype=bool)
 
     def fit(self, rows: ScoringRows) -> None:
         """Fit every state moved from that occurs."""
         config, random = self.config, stream(self.config.seed, "multinomial_logistic")
-        quiet = rows.from_state == rows.happened
-        n_quiet = int(quiet.sum())
-        share = min(1.0, max(config.max_rows - (len(rows) - n_quiet), 1) / max(n_quiet, 1))
-        kept = ~quiet | (random.random(len(rows)) < share)
+        kept, weight = thinned(rows, config.max_rows, random)
         chosen = rows.take(kept)
-        weight = np.where(quiet[kept], 1.0 / share, 1.0)
         x = design(chosen)
         sd = x.std(axis=0)
-        # A column that never varied in training says nothing; infinite sd silences it.
-        self._scale = x.mean(axis=0), np.where(sd > 1e-6, sd, np.inf)
-        x = (x - self._scale[0]) / self._scale[1]
+        self._used = sd > 1e-6  # a column that never varied in training says nothing
+        is_flag = ((x == 0.0) | (x == 1.0)).all(axis=0)
+        sd = np.where(is_flag, np.maximum(sd, _SMALLEST_FLAG_SD), sd)  # a rare flag is not a large input
+        self._scale = x[:, self._used].mean(axis=0), sd[self._used]
+        x = (x[:, self._used] - self._scale[0]) / self._scale[1]
+        clusters = np.unique(chosen.cluster)
+        held = np.isin(chosen.cluster, clusters[random.random(len(clusters)) < config.held_out])
         self._weights = {
-            state: self._fit_state(x[at], chosen.happened[at], weight[at])
+            state: self._fit_state(x[at], chosen.happened[at], weight[at], held[at])
             for state in range(N_LIVING)
             if (at := chosen.from_state == state).any()
         }
 
-    def _fit_state(self, x: np.ndarray, happened: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def _fit_state(
+        self, x: np.ndarray, happened: np.ndarray, weight: np.ndarray, held: np.ndarray
+    ) -> np.ndarray:
         inputs = torch.from_numpy(np.column_stack([np.ones(len(x)), x]).astype(np.float32))
         target, sample = torch.from_numpy(happened).long(), torch.from_numpy(weight).float()
-        beta = torch.zeros(inputs.shape[1], N_STATES, requires_grad=True)
+        ridges = sorted(self.config.ridges, reverse=True)
+        if len(ridges) > 1 and held.any() and not held.all():
+            apart, learn = torch.from_numpy(held), torch.from_numpy(~held)
+            parts = inputs[learn], target[learn], sample[learn]
+            losses: list[float] = []
+            beta = None
+            for ridge in ridges:  # each fit starts from the tighter one
+                beta = self._solve(*parts, ridge, self.config.steps // 2, beta)
+                logits = inputs[apart] @ beta
+                nats = torch.nn.functional.cross_entropy(logits, target[apart], reduction="none")
+                losses.append(float((nats * sample[apart]).sum()))
+            ridges = [ridges[int(np.argmin(losses))]]
+        return self._solve(inputs, target, sample, ridges[-1], self.config.steps).numpy().astype(float)
+
+    def _solve(
+        self,
+        inputs: torch.Tensor,
+        target: torch.Tensor,
+        sample: torch.Tensor,
+        ridge: float,
+        steps: int,
+        start: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        beta = torch.zeros(inputs.shape[1], N_STATES) if start is None else start.clone()
+        beta.requires_grad_(True)
         seen = torch.bincount(target, minlength=N_STATES) > 0
-        closed = torch.where(seen, 0.0, -20.0)
-        optimizer = torch.optim.LBFGS([beta], max_iter=self.config.steps, line_search_fn="strong_wolfe")
+        closed = torch.where(seen, 0.0, -12.0)
+        if start is not None:
+            with torch.no_grad():
+                beta[0] -= closed
+        optimizer = torch.optim.LBFGS([beta], max_iter=steps, line_search_fn="strong_wolfe")
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
             nats = torch.nn.functional.cross_entropy(inputs @ beta + closed, target, reduction="none")
-            loss = ((nats * sample).sum() + self.config.ridge * (beta[1:] ** 2).sum()) / sample.sum()
+            loss = ((nats * sample).sum() + ridge * (beta[1:] ** 2).sum()) / sample.sum()
             loss.backward()
             return loss
 
         optimizer.step(closure)
         beta = beta.detach()
         beta[0] += closed
-        return beta.numpy().astype(float)
+        return beta
 
     def probabilities(self, rows: ScoringRows) -> np.ndarray:
         """(N,7).
@@ -147,7 +183,7 @@ class MultinomialLogistic:
         """
         if self._scale is None:
             raise ModelError("fit comes first", expected="fit(rows)", got="an unfitted logistic")
-        x = (design(rows) - self._scale[0]) / self._scale[1]
+        x = (design(rows)[:, self._used] - self._scale[0]) / self._scale[1]
         out = np.zeros((len(rows), N_STATES))
         for state in np.unique(rows.from_state):
             if state not in self._weights:
@@ -172,6 +208,7 @@ def design(rows: ScoringRows) -> np.ndarray:
     final = rows.moves["is_final"].to_numpy().astype(float)
     parts = [
         rows.features,
+        rows.past,
         (one_hot[:, :, None] * rows.features[:, None, 11:22]).reshape(len(rows), -1),
         final[:, None],
         final[:, None] * one_hot,
@@ -182,20 +219,38 @@ def design(rows: ScoringRows) -> np.ndarray:
     ]
     if rows.macro is not None:
         parts.append(rows.macro)
+    if rows.segments is not None:
+        parts += [_one_hot(rows.segments[:, column]) for column in range(rows.segments.shape[1])]
     if rows.observed is not None:
-        parts += [np.nan_to_num(rows.observed), np.isnan(rows.observed).astype(float)]
+        parts += [np.nan_to_num(rows.observed), np.isnan(rows.observed[:, :1]).astype(float)]
     return np.column_stack(parts)
 
 
-def standard_challengers(with_logistic: bool = False) -> list[Challenger]:
-    """Persistence, global Markov, class x maturity Markov, with recency; the logistic on request."""
+def _one_hot(codes: np.ndarray) -> np.ndarray:
+    """(N,32) industry or region; unknown is a row of zeros."""
+    known = np.isfinite(codes)
+    return np.eye(N_SEGMENT_CODES)[np.nan_to_num(codes).astype(int)] * known[:, None]
+
+
+def standard_challengers(max_rows: int = 0) -> list[Challenger]:
+    """Persistence, global Markov, class x maturity Markov, with recency; and the strong ones on request.
+
+    Args:
+        max_rows: most training rows of the logistic and the boosted trees; 0 leaves both out.
+    """
     found: list[Challenger] = [
         Persistence(),
         MarkovTable("global Markov"),
         MarkovTable(REFERENCE, by=("asset_class", "is_final")),
         MarkovTable("class x maturity x recency Markov", by=("asset_class", "is_final", "since_miss")),
     ]
-    return [*found, MultinomialLogistic()] if with_logistic else found
+    if max_rows == 0:
+        return found
+    strong: list[Challenger] = [
+        MultinomialLogistic(LogisticConfig(max_rows=max_rows)),
+        BoostedTrees(BoostedConfig(max_rows=max_rows)),
+    ]
+    return [*found, *strong]
 
 
 REFERENCE: Final = "class x maturity Markov"  # the table every model must clearly beat

@@ -82,13 +82,14 @@ class CausalAttention(nn.Module):
     Args:
         width, heads: D and H.
         max_months: longest sequence.
-        dropout: on the attention weights, while training.
+
+    No dropout on the attention weights: it would need the (T,T) weights themselves, at twice the time.
     """
 
-    def __init__(self, width: int, heads: int, max_months: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, heads: int, max_months: int) -> None:
         super().__init__()
         check_heads(width, heads)
-        self.heads, self.dropout, self.max_months = heads, dropout, max_months
+        self.heads, self.max_months = heads, max_months
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
         self.rotary = RotaryPositions(width // heads, max_months)
@@ -102,8 +103,7 @@ class CausalAttention(nn.Module):
         query, key = self.rotary(query, offset), self.rotary(key, offset)
         if cache is not None:
             key, value = cache.append(key, value)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=cache is None)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
         return self.output(mixed.transpose(1, 2).reshape(batch, months, width))
 
 
@@ -125,7 +125,7 @@ class CausalBlock(nn.Module):
     def __init__(self, width: int, heads: int, max_months: int, dropout: float = 0.0, ratio: int = 2) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = CausalAttention(width, heads, max_months, dropout)
+        self.attention = CausalAttention(width, heads, max_months)
         self.forward_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, ratio, dropout)
         self.dropout = nn.Dropout(dropout)

@@ -121,6 +121,18 @@ class TrajectoryConfig:
             )
 
 
+def risk_directions(layer: nn.Linear) -> nn.Linear:
+    """(28,V) weights whose first direction begins as 'worse': up for worse states, down for cures and exits."""
+    rows = torch.zeros(N_LIVING, N_STATES)
+    for state in range(N_LIVING):
+        rows[state, state + 1 : LoanState.prepaid] = 1.0
+        rows[state, :state] = -1.0
+        rows[state, LoanState.prepaid :] = -0.5
+    with torch.no_grad():
+        layer.weight[:, 0] = rows.flatten()
+    return layer
+
+
 def loan_age_features(age_BT: Tensor, term_B1: Tensor) -> Tensor:
     """(B,T) months since origination -> (B,T,8): age, time left and its last months, all bounded."""
     left = (term_B1 - age_BT).clamp(min=-24.0)
@@ -166,11 +178,11 @@ class LoanTrajectoryModel(nn.Module):
         self.wide_loan = zero_init(nn.Linear(N_STATIC, cells))
         self.wide_moment = zero_init(nn.Linear(N_AGE + N_RUN_FEATURES, cells))
         self.vintage = nn.Parameter(torch.zeros(len(ASSET_CLASSES) * MAX_VINTAGES, _VINTAGE_WIDTH))
-        self.wide_vintage = nn.Linear(_VINTAGE_WIDTH, cells, bias=False)
+        self.wide_vintage = risk_directions(nn.Linear(_VINTAGE_WIDTH, cells, bias=False))
         self.wide_recency = nn.Parameter(torch.zeros(N_RECENCY, cells))
         # Rows: industry x region, then industry, then region.
         self.segment = nn.Parameter(torch.zeros((N_SEGMENT_CODES + 2) * N_SEGMENT_CODES, _VINTAGE_WIDTH))
-        self.wide_segment = nn.Linear(_VINTAGE_WIDTH, cells, bias=False)
+        self.wide_segment = risk_directions(nn.Linear(_VINTAGE_WIDTH, cells, bias=False))
         if config.reads_payments:
             self.history_in = nn.Linear(N_PAYMENT_INPUTS, width, bias=False)
             self.wide_history = zero_init(nn.Linear(N_PAYMENT_INPUTS, cells, bias=False))

@@ -193,9 +193,8 @@ class _Teacher:
         begin, missed = torch.from_numpy(state), torch.from_numpy(since)
         with torch.inference_mode():
             options = {"initial_state": begin, "months_since_miss": missed, "calendar": calendar}
-            drawn = self.teacher.generate(features, square, macro, 1, seed=seed, **options)
-            states = drawn["states"][0]
-            logits = self.teacher.forward(features, square, states, **options)["state_logits"]
+            drawn = self.teacher.generate(features, square, macro, 1, seed=seed, with_logits=True, **options)
+            states, logits = drawn["states"][0], drawn["state_logits"][0]
         final = torch.from_numpy(np.tile(self.final, n_paths))
         return Lessons(
             rows_NTKJ=fold_matured(rows),

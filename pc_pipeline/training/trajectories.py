@@ -62,6 +62,7 @@ __all__ = [
 _VALUE_SAMPLE: Final = 512  # living loan-months per batch whose payment ratio is learned from
 _HELD_OUT_SHARE: Final = 1 / 8
 _HIDDEN_SHARE: Final = 1 / 8
+_TAUGHT_SHARE: Final = 0.7
 _VALUE_WEIGHT: Final = 0.01  # of the value loss in early stopping
 _EFFECT_PRIOR: Final = 0.5  # vintage and segment effects are standard normal a priori
 _SEASON_SD: Final = 0.2  # logits, prior of the loan's own calendar term beyond its cohort's
@@ -90,6 +91,7 @@ class TrajectoryTrainer:
         *,
         transition_model: TransitionTransformer | None = None,
         macro_data: Any = None,
+        taught: np.ndarray | None = None,
         max_loans: int | None = None,
         resume: Path | str | None = None,
         on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
@@ -102,6 +104,9 @@ class TrajectoryTrainer:
             epochs: passes over the training loans. batch_size: loans per step.
             transition_model: gives the cohort rows along `macro_data` (table `macro_scenarios`, or the
                 trajectories' own macro). Without it each class's mean rows stand in.
+            taught: (N,T,7) probabilities of a teacher for every month observed, NaN where it says nothing.
+                The larger part of the training loss is then against them, which are less noisy than what
+                happened; validation never is.
             max_loans: train on at most so many histories, drawn by seed.
             resume: file to continue from. on_epoch: called with each epoch's record.
 
@@ -115,7 +120,7 @@ class TrajectoryTrainer:
         if trajectories is None or len(trajectories) == 0:
             raise DataError("no histories to learn from", expected="trajectories=prepare_trajectories(...)")
         rows = rows_for(trajectories, transition_model, macro_data)
-        data = trajectory_data(trajectories, rows).to(self.model.out.weight.device)
+        data = trajectory_data(trajectories, rows, taught).to(self.model.out.weight.device)
         training, validation = split_loans(data, trajectories, self.config.seed, max_loans)
         self._prepare(data.take(training), trajectories)
         check_possible(self.model, data, torch.cat([training, validation]))
@@ -129,7 +134,7 @@ class TrajectoryTrainer:
 
         def loss_of(numbers: Tensor, generator: torch.Generator) -> Tensor:
             batch = _hide_payments(data.take(batches[int(numbers[0])]), generator)
-            state, value = batch_losses(self.model, batch, generator)
+            state, value = batch_losses(self.model, batch, generator, is_taught=True)
             return state.sum() * share + value + _prior(self.model) / n_months
 
         history_of = run_training(
@@ -198,12 +203,18 @@ def length_batches(lengths: Tensor, rows: Tensor, batch_size: int, seed: int) ->
 
 
 def batch_losses(
-    model: LoanTrajectoryModel, batch: TrajectoryData, generator: torch.Generator | None
+    model: LoanTrajectoryModel,
+    batch: TrajectoryData,
+    generator: torch.Generator | None,
+    is_taught: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(-log p of every observed state (n,), value loss); the value head does not steer the states."""
     out = outputs(model, batch)
     observed = batch.states >= 0
-    state = F.cross_entropy(out["state_logits"][observed], batch.states[observed], reduction="none")
+    logits = out["state_logits"][observed]
+    state = F.cross_entropy(logits, batch.states[observed], reduction="none")
+    if is_taught and batch.taught is not None:
+        state = _with_teacher(state, logits, batch.taught[observed])
     chosen = _value_months(batch, generator)
     value = model.value_head.loss(
         out["value_params"].detach()[chosen],
@@ -213,6 +224,17 @@ def batch_losses(
         generator,
     )
     return state, value
+
+
+def _with_teacher(state: Tensor, logits: Tensor, taught: Tensor) -> Tensor:
+    """(n,) losses, `_TAUGHT_SHARE` of each against the teacher where it speaks; excluded moves cost nothing."""
+    speaks = torch.isfinite(taught).all(-1)
+    possible = ~torch.isneginf(logits)
+    weights = torch.nan_to_num(taught) * possible
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)
+    log_p = logits.log_softmax(-1).masked_fill(~possible, 0.0)
+    soft = -(weights * log_p).sum(-1)
+    return torch.where(speaks, (1.0 - _TAUGHT_SHARE) * state + _TAUGHT_SHARE * soft, state)
 
 
 def outputs(model: LoanTrajectoryModel, batch: TrajectoryData, residual: bool = True) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ class TrajectoryData:
         values, known: (N,T,V) ratios and which are observed. lengths: (N,).
         calendar: (N,T,2) uint8 month of year and month-end weekday.
         paid: (N,12+T) payment ratios from a year before column 0 on, NaN where unknown.
+        taught: (N,T,7) probabilities of a teacher, or None.
     """
 
     features: Tensor
@@ -57,6 +58,7 @@ class TrajectoryData:
     lengths: Tensor
     calendar: Tensor
     paid: Tensor
+    taught: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -78,7 +80,8 @@ class TrajectoryData:
             name: getattr(self, name)[which]
             for name in ("features", "initial_state", "since0", "rows_of", "first_column", "lengths")
         }
-        return dataclasses.replace(self, **cut, **single, paid=paid)
+        taught = None if self.taught is None else self.taught[which][:, :months]
+        return dataclasses.replace(self, **cut, **single, paid=paid, taught=taught)
 
     @property
     def windows(self) -> Tensor:
@@ -97,9 +100,12 @@ class TrajectoryData:
 
     def to(self, device: torch.device) -> TrajectoryData:
         """On another device."""
-        return dataclasses.replace(
-            self, **{field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)}
-        )
+        moved = {
+            field.name: value.to(device)
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return dataclasses.replace(self, **moved)
 
 
 # ---- from tables to tensors -----------------------------------------------------------------
@@ -213,7 +219,9 @@ def class_rows(trajectories: Trajectories) -> tuple[Tensor, Tensor, Tensor]:
     return rows.float()[:, None], code, torch.zeros(len(code), dtype=torch.long)
 
 
-def trajectory_data(trajectories: Trajectories, rows: tuple[Tensor, Tensor, Tensor]) -> TrajectoryData:
+def trajectory_data(
+    trajectories: Trajectories, rows: tuple[Tensor, Tensor, Tensor], taught: np.ndarray | None = None
+) -> TrajectoryData:
     """Tensors of histories beside their cohorts' rows; histories that never begin alive are left out."""
     raw = torch.from_numpy(trajectories.states).long()
     final = torch.from_numpy(trajectories.is_final)
@@ -244,4 +252,5 @@ def trajectory_data(trajectories: Trajectories, rows: tuple[Tensor, Tensor, Tens
         lengths=torch.from_numpy(trajectories.lengths).long(),
         calendar=torch.from_numpy(trajectories.calendar().astype(np.uint8)),
         paid=torch.cat([features[:, -WINDOW:], seen], dim=1).float(),
+        taught=None if taught is None else torch.from_numpy(taught.astype(np.float32)),
     )

@@ -51,7 +51,7 @@ def test_the_table_orders_what_must_be_ordered(world) -> None:
     training, test, only = split(trajectories)
     truth = oracle.probabilities[np.isin(np.nonzero(trajectories.mask)[0], np.flatnonzero(only))]
     table = scoring_table(
-        test, training=training, oracle=truth, challengers=standard_challengers(with_logistic=True)
+        test, training=training, oracle=truth, challengers=standard_challengers(max_rows=15_000)
     )
     loss = dict(table.select("model", "log_loss").iter_rows())
     closed = dict(table.select("model", "gap_closed").iter_rows())

@@ -48,7 +48,17 @@ class KnownTeacher:
         return {"state_logits": torch.where(own > 0, logits, -torch.inf)}
 
     def generate(
-        self, features, rows, macro, n_samples=1, *, initial_state, months_since_miss, calendar, seed
+        self,
+        features,
+        rows,
+        macro,
+        n_samples=1,
+        *,
+        initial_state,
+        months_since_miss,
+        calendar,
+        seed,
+        with_logits=False,
     ):
         generator = torch.Generator().manual_seed(seed % 2**63)
         states = initial_state[:, None].expand(-1, rows.shape[1]).clone()
@@ -58,7 +68,10 @@ class KnownTeacher:
         charge_offs = torch.zeros(states.shape, dtype=torch.float64)
         default = states == 4
         charge_offs[default & (default.cumsum(1) == 1)] = 100.0
-        return {"states": states[None], "charge_offs": charge_offs[None], "losses": 0.4 * charge_offs[None]}
+        drawn = {"states": states[None], "charge_offs": charge_offs[None], "losses": 0.4 * charge_offs[None]}
+        if with_logits:
+            drawn["state_logits"] = self.forward(features, rows, states, initial_state)["state_logits"][None]
+        return drawn
 
 
 @pytest.fixture(scope="module")

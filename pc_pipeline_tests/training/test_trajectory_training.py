@@ -43,7 +43,7 @@ def test_seed_call_beats_the_cohort_on_loans_it_never_saw(book) -> None:
     loans, _, trajectories, _ = book
     torch.manual_seed(0)
     model = LoanTrajectoryModel(SIZE)
-    history = TrajectoryTrainer(model, lr=5e-3, config=TrainConfig(patience=9, n_threads=1)).fit(
+    history = TrajectoryTrainer(model, lr=2e-3, config=TrainConfig(patience=9, n_threads=1)).fit(
         loan_features=loans, trajectories=trajectories, epochs=6, batch_size=64
     )
     assert history["val_state_loss"] < history["cohort_state_loss"] - 0.0003

@@ -13,24 +13,29 @@ import numpy as np
 import polars as pl
 import torch
 
-from pc_pipeline.core.rng import derive_seed
+from pc_pipeline.core.periods import month_index
+from pc_pipeline.core.rng import derive_seed, stream
 from pc_pipeline.core.store import Store
 from pc_pipeline.engines.aggregator import PortfolioAggregator
 from pc_pipeline.engines.stages.scoring import (
+    Rival,
     ScoringSet,
     before_and_after,
     learning_rows,
     model_scores_on,
 )
+from pc_pipeline.evaluation.boosted import BoostedConfig, BoostedTrees
+from pc_pipeline.evaluation.rows import scoring_rows
 from pc_pipeline.evaluation.scoring import COLUMNS
 from pc_pipeline.loans.features import cohort_table
-from pc_pipeline.loans.trajectories import prepare_trajectories
+from pc_pipeline.loans.segments import with_payments
+from pc_pipeline.loans.trajectories import Trajectories, prepare_trajectories
 from pc_pipeline.models.checkpoint import read_card
 from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel, TrajectoryConfig
 from pc_pipeline.models.macro_vae import MacroVAE, MacroVAEConfig
 from pc_pipeline.models.markov import MarkovTransitionModel
 from pc_pipeline.models.transition_transformer import TransitionConfig, TransitionTransformer
-from pc_pipeline.schemas.states import LIVING_STATES, LOAN_STATE_NAMES
+from pc_pipeline.schemas.states import LIVING_STATES, LOAN_STATE_NAMES, N_STATES
 from pc_pipeline.schemas.units import OBSERVED, STANDARD_SCENARIOS
 from pc_pipeline.simulation.distil import CompiledLoans, DistilConfig, distil_loans
 from pc_pipeline.training.calibration import calibrate
@@ -45,6 +50,8 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 Models = dict[str, tuple[Any, dict[str, Any]]]
 JOINT_FOLDER = "joint_model"
 JOINT_NOTES = ("metrics", "training", "before", "after", "calibration")
+_TEACHER_FOLDS = 3
+_MIN_TAUGHT_LOANS = 300
 NETWORKS = ("macro_vae", "transition_transformer", "loan_trajectory")
 
 
@@ -209,7 +216,11 @@ def train_loan_trajectory(
     """Train the loan model on histories beside the rows of their cohorts."""
     trajectories = prepare_trajectories(learning_rows(panel), tape, lived_paths(macro, panel))
     transition_model = cohort_models["transition_transformer"][0].to(device)
-    model = _seeded(lambda: LoanTrajectoryModel(stage.network), stage.training.seed).to(device)
+    network, taught = stage.network, None
+    if OBSERVED in panel["scenario"].unique().to_list():
+        network = dataclasses.replace(network, reads_payments=True)
+        taught = boosted_lessons(trajectories, stage.training.seed)
+    model = _seeded(lambda: LoanTrajectoryModel(network), stage.training.seed).to(device)
     trainer = TrajectoryTrainer(model, lr=stage.training.lr, config=stage.training)
     history = trainer.fit(
         tape,
@@ -217,6 +228,7 @@ def train_loan_trajectory(
         epochs=stage.training.epochs,
         batch_size=stage.training.batch_size,
         transition_model=transition_model,
+        taught=taught,
         max_loans=stage.max_loans,
     )
     card = _card(history, stage.training)
@@ -225,6 +237,25 @@ def train_loan_trajectory(
         history=history,
         scores=_as_scores(card["metrics"]),
     )
+
+
+def boosted_lessons(trajectories: Trajectories, seed: int) -> np.ndarray | None:
+    """(N,T,7) what boosted trees say of months of loans that they were not fitted to; NaN after the end.
+
+    A network learns a steep response to past payments faster from their smooth answers than from what
+    happened (docs/methods/loan_models.md, section 2). None with too few loans for `_TEACHER_FOLDS` folds.
+    """
+    rows = scoring_rows(trajectories, with_payments=True)
+    if len(np.unique(rows.cluster)) < _MIN_TAUGHT_LOANS:
+        return None
+    taught = np.full((*trajectories.states.shape, N_STATES), np.nan, dtype=np.float32)
+    fold = stream(seed, "boosted_lessons").integers(0, _TEACHER_FOLDS, int(rows.cluster.max()) + 1)
+    for number in range(_TEACHER_FOLDS):
+        apart = fold[rows.cluster] == number
+        trees = BoostedTrees(BoostedConfig(seed=derive_seed(seed, "boosted_lessons", number) % 2**31))
+        trees.fit(rows.take(~apart))
+        taught[rows.history[apart], rows.month[apart]] = trees.probabilities(rows.take(apart))
+    return taught
 
 
 def fit_markov_baseline(panel: pl.DataFrame, tape: pl.DataFrame) -> Trained:
@@ -253,9 +284,18 @@ class LearningTables:
 
 
 def fine_tune(
-    stage: JointStage, models: Models, tables: LearningTables, deal: Deal, test: ScoringSet, device: str
+    stage: JointStage,
+    models: Models,
+    tables: LearningTables,
+    deal: Deal,
+    test: ScoringSet,
+    device: str,
+    rivals: Mapping[str, Rival] | None = None,
 ) -> Trained:
-    """Fine-tune the three networks together, calibrate, compile the loan model for this pool, and score."""
+    """Fine-tune the three networks together, calibrate, compile the loan model for this pool, and score.
+
+    `rivals` (`cascade.cascade_answers`) are scored in the same table.
+    """
     panel = learning_rows(tables.panel)
     before = {name: copy.deepcopy(models[name][0]) for name in NETWORKS}
     vae, transitions, trajectory = (models[name][0] for name in NETWORKS)
@@ -282,7 +322,7 @@ def fine_tune(
     compiled = compile_loans(stage, models, tables)
     learned = prepare_trajectories(panel, tables.loans, lived)
     scores = model_scores_on(
-        test, learned, before_and_after(before, {name: models[name][0] for name in NETWORKS})
+        test, learned, before_and_after(before, {name: models[name][0] for name in NETWORKS}), rivals=rivals
     )
     card = _card(
         history,
@@ -321,10 +361,13 @@ def compile_loans(stage: JointStage, models: Models, tables: LearningTables) -> 
     ).astype(np.float64)
     first = tables.macro.filter(pl.col("scenario") != OBSERVED)["month"].min()
     trajectory = models["loan_trajectory"][0]
+    pool = tables.pool
+    if trajectory.config.reads_payments and isinstance(first, date):
+        pool = with_payments(pool, tables.panel, as_of_month=month_index(first) - 1)
     return distil_loans(
         trajectory,
         models["transition_transformer"][0],
-        tables.pool,
+        pool,
         paths,
         DistilConfig(
             n_loans=stage.compile_loans,

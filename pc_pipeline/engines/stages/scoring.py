@@ -8,6 +8,7 @@ never depends on order, seed or how many loans there are.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import polars as pl
 
 from pc_pipeline.core.periods import month_from_index
 from pc_pipeline.core.rng import derive_seed
+from pc_pipeline.evaluation.challengers import standard_challengers
 from pc_pipeline.evaluation.rows import scoring_rows
 from pc_pipeline.evaluation.scoring import scoring_table
 from pc_pipeline.loans.oracle import oracle_rows
@@ -25,6 +27,7 @@ from pc_pipeline.schemas.units import OBSERVED
 from pc_pipeline.training.trajectories import move_probabilities
 
 HELD_OUT_SHARE = 0.15
+Rival = Callable[[Trajectories, np.ndarray], np.ndarray]
 LARGEST_TEST = 60_000  # loan-months scored: enough for a standard error near 0.002 nats
 
 
@@ -80,7 +83,11 @@ def fresh_test_set(generator: LoanTapeGenerator, macro: pl.DataFrame, n_loans: i
 
 
 def model_scores_on(
-    test: ScoringSet, learned_from: Trajectories, models: dict[str, Any]
+    test: ScoringSet,
+    learned_from: Trajectories,
+    models: dict[str, Any],
+    largest_training: int = 60_000,
+    rivals: Mapping[str, Rival] | None = None,
 ) -> list[dict[str, Any]]:
     """The scoring table: challengers, the transition and loan models before and after joint fine-tuning.
 
@@ -88,16 +95,26 @@ def model_scores_on(
         test: what to score on.
         learned_from: histories that the challengers are fitted to.
         models: name -> (transition model, loan model or None).
+        rivals: name -> a model of its own kind: (judged, histories wanted) -> (N, 7) probabilities.
+        largest_training: loan-months that the logistic and the trees are fitted to; tables take all.
     """
     judged = prepare_trajectories(test.panel, test.loans, test.macro, scaler=learned_from.scaler)
     only = _first_histories(judged)
-    rows = scoring_rows(judged, only=only)
+    reads = any(loan is not None and loan.config.reads_payments for _, loan in models.values())
+    rows = scoring_rows(judged, only=only, with_payments=reads)
     answers = {
         name: move_probabilities(loan_model, judged, cohort_model, only=only)
         for name, (cohort_model, loan_model) in models.items()
     }
+    answers |= {name: rival(judged, only) for name, rival in (rivals or {}).items()}
     oracle = None if test.world_seed is None else _oracle(test, judged, only)
-    table = scoring_table(rows, training=scoring_rows(learned_from), models=answers, oracle=oracle)
+    table = scoring_table(
+        rows,
+        training=scoring_rows(learned_from, with_payments=reads),
+        models=answers,
+        oracle=oracle,
+        challengers=standard_challengers(largest_training),
+    )
     return table.to_dicts()
 
 
