@@ -6,6 +6,7 @@ value. Not here: the kernels, which must release the interpreter (`nogil`).
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ def on_all_cores(work: Callable[[slice], object], n_loans: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_slices = max(1, min(cores, n_loans // _FEWEST))
     edges = [n_loans * part // n_slices for part in range(n_slices + 1)]
-    slices = [slice(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    slices = [slice(low, high) for low, high in itertools.pairwise(edges)]
     if n_loans == 0:
         return
     if n_slices == 1:

@@ -8,6 +8,7 @@ states occur, recoveries, or frames (`panel_generator`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -165,7 +166,7 @@ def walk_ledger(
     def walk(part: slice) -> None:
         loans = [states_LT[part], n_rows[part], index_row[part], first[part]]
         mine = [values[part] for values in terms]
-        arguments = [int(starts[part.start]), *loans, rates, *mine, money, rate]
+        arguments: list[Any] = [int(starts[part.start]), *loans, rates, *mine, money, rate]
         _walk(*arguments)
 
     on_all_cores(walk, len(n_rows))

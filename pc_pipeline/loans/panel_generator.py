@@ -183,7 +183,7 @@ def draw_states(
     def draw(part: slice) -> None:
         place = [states[part], n_rows[part], np.uint64(seed), paths.start_month]
         mine = [values[part] for values in facts]
-        arguments = [*place, *mine, base, KIND_OF_MOVE, macro_odds, own[part], season, memory]
+        arguments: list[Any] = [*place, *mine, base, KIND_OF_MOVE, macro_odds, own[part], season, memory]
         _draw_states(*arguments)
 
     on_all_cores(draw, loans.height)
@@ -267,7 +267,7 @@ def _described(
     def describe(part: slice) -> None:
         mine = [values[part] for values in by_loan]
         filled = [whole, loan_row, day, ltv, incentive]
-        arguments = [int(starts[part.start]), part.start, *mine, *world, balance, rate, *filled]
+        arguments: list[Any] = [int(starts[part.start]), part.start, *mine, *world, balance, rate, *filled]
         _describe(*arguments)
 
     on_all_cores(describe, loans.height)

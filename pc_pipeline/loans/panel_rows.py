@@ -97,11 +97,14 @@ def _trace(
             missed += 1
 
 
-def _month_table(days: np.ndarray) -> tuple[int, np.ndarray]:
+def month_table(first: int, last: int) -> tuple[int, np.ndarray]:
     """The first day (since 1970) and the month index of each day from it to the last."""
-    first, last = (int(days.min()), int(days.max())) if days.size else (0, 0)
     months = np.arange(first, last + 1).astype("datetime64[D]").astype("datetime64[M]")
     return first, (months.astype(np.int64) + 1970 * 12).astype(np.int32)
+
+
+def _month_table(days: np.ndarray) -> tuple[int, np.ndarray]:
+    return month_table(int(days.min()), int(days.max())) if days.size else month_table(0, 0)
 
 
 def month_numbers(dates: pl.Series) -> np.ndarray:
@@ -111,16 +114,17 @@ def month_numbers(dates: pl.Series) -> np.ndarray:
     return month_of_day[days - first]
 
 
-def _key_words(column: pl.Series) -> np.ndarray:
-    """(N, 2) words that are equal where neighbouring values are surely equal.
+def key_words(column: pl.Series) -> np.ndarray:
+    """(N, 2) words of text, (N, 1) of numbers and categories: equal where neighbours are surely equal.
 
     Text gives Arrow's string views: up to 12 bytes the text itself, else a prefix and a place. Equal text in
     two places may differ here; `_scanned` then finds a loan with two heads, and the panel is sorted and
     compared anew by exact codes (a categorical).
     """
     if column.dtype != pl.String:
-        values = column.to_physical().cast(pl.UInt64).to_numpy()
-        return np.column_stack([values, values])
+        values = column.to_physical()
+        whole = values.to_numpy() if values.dtype == pl.Int64 else values.cast(pl.Int64).to_numpy()
+        return whole.view(np.uint64).reshape(-1, 1)
     array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.newest())
     words = np.frombuffer(array.buffers()[1], dtype=np.uint64).reshape(-1, 2)
     return words[array.offset : array.offset + len(array)]
@@ -153,14 +157,19 @@ def _scan(
         is_first[row] = (
             row == 0
             or loan[row, 0] != loan[before, 0]
-            or loan[row, 1] != loan[before, 1]
+            or loan[row, -1] != loan[before, -1]
             or path[row] != path[before]
             or scenario[row, 0] != scenario[before, 0]
-            or scenario[row, 1] != scenario[before, 1]
+            or scenario[row, -1] != scenario[before, -1]
         )
         if not is_first[row] and month[row] <= month[before]:
             rising = False
     return rising, known
+
+
+def _as_text(column: pl.Series, text: pl.DataType | type[pl.DataType]) -> pl.Series:
+    """Text as `text`; numbers and categories are exact as they are."""
+    return column.cast(text) if column.dtype == pl.String else column
 
 
 def _scanned(
@@ -172,17 +181,10 @@ def _scanned(
     raw_state = frame["loan_state"].to_numpy()
     month, state = np.empty(day.size, dtype=np.int32), np.empty(day.size, dtype=np.int8)
     is_first = np.empty(day.size, dtype=bool)
+    loan, scenario = (key_words(_as_text(frame[name], text)) for name in ("loan_id", "scenario"))
+    path = frame["macro_path_id"].cast(pl.Int64).to_numpy()
     rising, known = _scan(
-        _key_words(frame["loan_id"].cast(text)),
-        _key_words(frame["scenario"].cast(text)),
-        frame["macro_path_id"].cast(pl.Int64).to_numpy(),
-        day,
-        month_of_day,
-        first_day,
-        raw_state,
-        month,
-        state,
-        is_first,
+        loan, scenario, path, day, month_of_day, first_day, raw_state, month, state, is_first
     )
     if not known:
         raise DataError("state outside the alphabet", expected="0..6", got=(raw_state.min(), raw_state.max()))
@@ -208,16 +210,26 @@ def _without_duplicates(frame: pl.DataFrame) -> pl.DataFrame:
     return alike.filter(~pl.struct(place).is_duplicated())
 
 
+def checked_panel(panel: Any) -> pl.DataFrame:
+    """The panel (polars or pandas) with every key, state and month filled.
+
+    Raises:
+        DataError: a column is missing, or a key, state or month is null.
+    """
+    frame = to_polars(panel, _REQUIRED, "panel")
+    empty = [name for name in (*KEY, "loan_state", "reporting_month") if frame[name].null_count()]
+    if empty:
+        raise DataError("a panel needs a loan, a state and a month in every row", got=empty, where="panel")
+    return frame
+
+
 def ordered_rows(panel: Any) -> OrderedRows:
     """Put a panel (polars or pandas) in loan order, contradictory duplicates gone.
 
     Raises:
         DataError: a column is missing, a state is outside 0-6, or a key, state or month is null.
     """
-    frame = to_polars(panel, _REQUIRED, "panel")
-    empty = [name for name in (*KEY, "loan_state", "reporting_month") if frame[name].null_count()]
-    if empty:
-        raise DataError("a panel needs a loan, a state and a month in every row", got=empty, where="panel")
+    frame = checked_panel(panel)
     rows, in_order = _scanned(frame)
     if in_order:
         return rows

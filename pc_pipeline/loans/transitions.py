@@ -17,7 +17,8 @@ import polars as pl
 
 from pc_pipeline.core.errors import ConfigError, DataError
 from pc_pipeline.loans.frames import to_polars
-from pc_pipeline.loans.panel_rows import ordered_rows
+from pc_pipeline.loans.move_counts import count_in_order
+from pc_pipeline.loans.panel_rows import checked_panel, ordered_rows
 from pc_pipeline.schemas.states import N_STATES
 from pc_pipeline.schemas.tables import columns
 
@@ -132,9 +133,14 @@ def count_transitions(panel: Any, by: By | None = None) -> TransitionCounts:
     """
     if by is not None and by not in _GROUPS:
         raise ConfigError("no such grouping of transitions", expected="None, 'cohort' or 'scenario'", got=by)
-    moves = ordered_rows(panel)
-    if moves.month.size == 0:
+    frame = checked_panel(panel)
+    if frame.is_empty():
         raise DataError("a panel without rows has no transitions", where="panel")
+    if by is None and frame["loan_state"].dtype.is_integer():
+        counted = count_in_order(frame)
+        if counted is not None:
+            return TransitionCounts(counts=counted[0], start_month=counted[1], groups=None)
+    moves = ordered_rows(frame)
     start, n_months = int(moves.month.min()), int(np.ptp(moves.month)) + 1
     groups, code = None, np.zeros(1, dtype=np.uint32)
     if by is not None:

@@ -10,6 +10,7 @@ import pytest
 
 from pc_pipeline.core.errors import ConfigError, DataError
 from pc_pipeline.core.rng import stream
+from pc_pipeline.loans import move_counts
 from pc_pipeline.loans.panel_generator import LoanBook
 from pc_pipeline.loans.transitions import count_transitions, extract_transitions, transition_table
 from pc_pipeline.schemas.tables import validate
@@ -123,3 +124,28 @@ def test_refusals(book: LoanBook):
         transition_table(book.panel, book.loans.head(5))
     with pytest.raises(DataError, match="columns are missing"):
         extract_transitions(book.panel.drop("loan_state"))
+
+
+@pytest.mark.parametrize("size", [1, 7, 20_000])
+def test_chunks_and_integer_keys_count_alike(book: LoanBook, size: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(move_counts, "_FEWEST", 3)  # many slices, cut inside loans
+    panel = book.panel.filter(pl.col("scenario") == "baseline").head(4_000 if size == 1 else 20_000)
+    whole = ordered_counts(panel)
+    parts = [panel.slice(start, size).rechunk() for start in range(0, panel.height, size)]
+    chunked = pl.concat(parts, rechunk=False)
+    assert np.array_equal(extract_transitions(chunked), whole)
+    coded = chunked.with_columns(loan_id=pl.col("loan_id").str.slice(1).cast(pl.Int64))
+    assert np.array_equal(extract_transitions(coded), whole)
+    named = chunked.with_columns(pl.col("loan_id", "scenario").cast(pl.Categorical))
+    assert np.array_equal(extract_transitions(named), whole)
+
+
+def ordered_counts(panel: pl.DataFrame) -> np.ndarray:
+    """Counts by the way that serves any order: all scenarios, then summed."""
+    return extract_transitions(panel, by="scenario").sum(axis=0)
+
+
+def test_states_outside_the_alphabet_are_refused(book: LoanBook):
+    panel = book.panel.head(200).with_columns(loan_state=pl.lit(7, pl.Int64))
+    with pytest.raises(DataError, match="alphabet"):
+        extract_transitions(panel)
