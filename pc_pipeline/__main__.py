@@ -11,6 +11,7 @@ def main() -> None:
     # Threads that wait should sleep: spinning ones cost a shared machine up to ten times the run.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+    from pc_pipeline.analysis_commands import add_analysis_commands
     from pc_pipeline.cli import app, print_error
     from pc_pipeline.core.errors import PcError
     from pc_pipeline.ingest_commands import add_ingest_commands
@@ -19,6 +20,7 @@ def main() -> None:
 
     add_commands(app)
     add_ingest_commands(app)
+    add_analysis_commands(app)
     add_service_commands(app)
     try:
         app()

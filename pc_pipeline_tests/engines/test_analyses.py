@@ -1,0 +1,214 @@
+"""Sensitivities, reverse stress, attribution, pool changes, uncertainty; small study, untrained networks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from scipy import stats
+
+from pc_pipeline.core.errors import ConfigError, SimulationError
+from pc_pipeline.engines.analyses import pick_loans, simulate_mix
+from pc_pipeline.engines.attribution import attribute
+from pc_pipeline.engines.pool_changes import PoolChanges
+from pc_pipeline.engines.reverse_stress import Target, read_target, reverse_stress
+from pc_pipeline.engines.sensitivities import (
+    ATTRIBUTES,
+    POOL,
+    bumped,
+    bumped_simulation,
+    inputs,
+    sensitivities,
+)
+from pc_pipeline.engines.study import Study
+from pc_pipeline.engines.uncertainty import uncertainty
+from pc_pipeline.loans.pool import pool_snapshot
+from pc_pipeline.loans.tape_generator import LoanTapeGenerator
+from pc_pipeline.models.loan_residual import LoanResidual, LoanResidualConfig
+from pc_pipeline.models.macro_vae import MacroVAE, MacroVAEConfig
+from pc_pipeline.models.transition_transformer import TransitionConfig, TransitionTransformer
+from pc_pipeline.schemas.units import MACRO_NAMES
+from pc_pipeline.simulation.distil import CompiledLoans
+from pc_pipeline.simulation.pool import DEFAULT_SEVERITY
+from pc_pipeline.simulation.rows import loan_inputs
+from pc_pipeline.simulation.tails import TailConfig
+from pc_pipeline.waterfall.config import WaterfallConfig
+
+N_MONTHS, N_LOANS = 12, 120
+QUICK = TailConfig(n_directions=2, n_gradients=3, n_lines=12, n_pilot=24, pilot_loans=40, n_candidates=2**13)
+UNEMPLOYMENT = MACRO_NAMES.index("unemployment_rate")
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    torch.manual_seed(0)
+    vae = MacroVAE(MacroVAEConfig(hidden_dim=8, latent_dim=4, n_layers=1, seq_length=N_MONTHS)).eval()
+    network = TransitionTransformer(TransitionConfig(d_model=16, n_heads=2, n_layers=1)).eval()
+    residual = LoanResidual(LoanResidualConfig(n_months=N_MONTHS)).eval()
+    with torch.no_grad():
+        vae.scale_M.fill_(0.3)  # generated paths vary
+        vae.shift_M.copy_(
+            torch.logit(
+                (torch.tensor([0.02, 0.05, 0.02, 0.03, 0.035, 100, 400, 100, 0.08]) - vae.lower_M)
+                / (vae.upper_M - vae.lower_M)
+            )
+        )
+        effect = network.macro_effect.view(4, 4, 7, 9)
+        effect[:, 0, 1, UNEMPLOYMENT] = 0.5  # arrears rise with unemployment, and with falling growth
+        effect[:, 0, 1, 0] = -0.4
+        effect[:, 3, 4, UNEMPLOYMENT] = 0.3
+        residual.out.weight.normal_(0.0, 0.05)
+        residual.wide.weight.normal_(0.0, 0.02)
+        residual.severity.copy_(torch.from_numpy(DEFAULT_SEVERITY))
+    pool = pool_snapshot(LoanTapeGenerator(n_loans=N_LOANS, random_seed=2).generate_static_features())
+    residual.scale.fit(torch.from_numpy(loan_inputs(pool)))
+    for model in (vae, network, residual):
+        model.requires_grad_(False)
+    return Study(
+        pool=pool,
+        macro_vae=vae,
+        transition_model=network,
+        compiled=CompiledLoans(model=residual),
+        deal=WaterfallConfig().to_deal(),
+        n_months=N_MONTHS,
+        seed=5,
+    )
+
+
+@pytest.fixture(scope="module")
+def mix_run(study):
+    return simulate_mix(study, {"baseline": 0.7, "severe": 0.3}, 60, config=QUICK)
+
+
+def test_tail_paths_are_weighted_and_their_mean_is_that_of_plain_ones(study, mix_run):
+    results = mix_run.results
+    assert results.strata_P is not None
+    assert results.weights.mean() == pytest.approx(1.0)
+    assert results.weights[results.scenario_P == "severely_adverse"].sum() / 60 == pytest.approx(
+        0.3, abs=0.15
+    )
+    plain = simulate_mix(study, {"baseline": 0.7, "severe": 0.3}, 200, is_plain=True).results
+    first, second = results.interval("expected_loss"), plain.interval("expected_loss")
+    error = np.hypot(first.upper - first.lower, second.upper - second.lower) / 3.92
+    assert abs(first.value - second.value) < 4 * error
+    same = simulate_mix(study, {"baseline": 0.7, "severe": 0.3}, 60, config=QUICK).results
+    np.testing.assert_array_equal(same.portfolio_losses, results.portfolio_losses)
+
+
+def test_gradients_are_bumps(study):
+    found, given = sensitivities(study, n_paths=2, n_lines=20), inputs(study, "baseline", 2, 20)
+    macro = found.macro.filter(
+        (pl.col("target") == POOL) & (pl.col("series") == "unemployment_rate") & (pl.col("month_index") == 3)
+    )
+    bump = bumped(study, given, "macro", (3, UNEMPLOYMENT), 2e-3)
+    assert macro["per_unit"][0] == pytest.approx(bump[POOL], rel=2e-3)
+    assert macro["per_unit"][0] > 0
+    for attribute_name, step in (("internal_score", 0.2), ("interest_rate", 1e-3)):
+        own = found.loans.filter((pl.col("target") == POOL) & (pl.col("attribute") == attribute_name))
+        bump = bumped(study, given, "shift", (list(ATTRIBUTES).index(attribute_name),), step)
+        assert own["per_unit"][0] == pytest.approx(bump[POOL], rel=2e-2)
+    term = found.deal.filter((pl.col("target") == "Senior IRR") & (pl.col("term") == "coupon.Senior"))
+    assert term["per_unit"][0] == pytest.approx(
+        bumped(study, given, "coupon.Senior", (), 1e-5)["Senior IRR"], rel=1e-3
+    )
+    assert found.by_series().height == len(found.values)
+
+
+def test_gradient_agrees_with_drawn_loans_under_common_random_numbers(study):
+    found = sensitivities(study, n_paths=24, n_lines=N_LOANS)
+    slope = found.macro.filter((pl.col("target") == POOL) & (pl.col("series") == "unemployment_rate"))[
+        "per_unit"
+    ]
+    drawn, error = bumped_simulation(study, "baseline", "unemployment_rate", 0.004, 24)
+    assert abs(slope.sum() - drawn) < 4 * error
+
+
+def test_the_path_found_hits_the_target_and_no_start_is_nearer(study):
+    level = 1.3 * float(study.expected_losses(study.macro("baseline", 32)).mean())
+    found = reverse_stress(study, Target(kind="pool_loss", level=level), n_starts=2, n_lines=40, n_confirm=64)
+    assert 0 < found.distance < 8
+    assert found.probability == pytest.approx(stats.norm.sf(found.distance))
+    on_path = float(study.expected_losses(found.macro_TM[None])[0])
+    assert on_path == pytest.approx(level, rel=0.02)
+    assert found.hits.lower < 0.5 < found.hits.upper + 0.25
+    assert np.linalg.norm(found.noise_TM) == pytest.approx(found.distance)
+    # any plain path that loses as much lies further out: |e| of T * 9 normals
+    assert found.distance < np.sqrt(N_MONTHS * 9) - 2
+    assert "one in" in found.summary()
+
+
+def test_targets_are_read_and_checked(study):
+    assert read_target("loss=Senior:5").of == "Senior"
+    assert read_target("oc=oc_Senior").level == 24
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_target("pool:0.1")
+    with pytest.raises(ConfigError, match="no such class"):
+        reverse_stress(study, read_target("loss=Nobody"))
+
+
+def test_parts_add_up_exactly(study, mix_run):
+    found = attribute(study, mix_run.results, mix_run.macro_PTM, n_series_paths=6, n_lines=12, max_paths=30)
+    for name, frame in found.frames().items():
+        if name == "attribution":
+            continue
+        sums = (
+            frame.group_by("of", "measure").agg(pl.col("part").sum()).join(found.values, on=["of", "measure"])
+        )
+        gap = (sums["part"] - sums["value"]).abs().max()
+        assert gap < 1e-12, name
+    pool = found.by("asset_class").filter((pl.col("of") == "pool") & (pl.col("measure") == "expected_loss"))
+    assert (pool["part"] > 0).all()
+    with pytest.raises(SimulationError, match="differ"):
+        attribute(study, mix_run.results, mix_run.macro_PTM[:5])
+
+
+def test_a_block_by_reuse_is_a_full_run_without_it(study, mix_run):
+    """With cohorts' features unmoved the two are the same run; recalculated means move it a little."""
+    changes = PoolChanges(study, mix_run.macro_PTM, mix_run.simulated)
+    block = np.arange(0, N_LOANS, 10)
+    found = changes.remove(block)
+    keep = np.setdiff1d(np.arange(N_LOANS), block)
+    again = changes.block_cash(keep)
+    np.testing.assert_allclose(again + changes.block_cash(block), mix_run.simulated.cash_PTC, atol=1e-6)
+    assert found.after.pool_balance == pytest.approx(study.balance - found.balance)
+    full = changes.full_run(block)
+    assert found.after.expected_loss == pytest.approx(
+        full.expected_loss, rel=1e-6
+    )  # these rows see classes alone
+    both = changes.add(block).after
+    assert both.pool_balance == pytest.approx(study.balance + found.balance)
+    with pytest.raises(SimulationError, match="no such loans"):
+        changes.remove(["nobody"])
+
+
+def test_loans_are_picked_by_name_or_condition(study):
+    names = study.pool["loan_id"].to_list()
+    np.testing.assert_array_equal(pick_loans(study, f"{names[4]}, {names[2]}"), [2, 4])
+    consumer = pick_loans(study, "asset_class = 'consumer'")
+    assert (study.pool["asset_class"].gather(consumer) == "consumer").all()
+    with pytest.raises(ConfigError, match="no loan fits"):
+        pick_loans(study, "original_balance < 0")
+
+
+def test_the_variance_of_an_ensemble_splits(mix_run):
+    """Families 0.05 apart, members 0.002 apart: the model part is found."""
+    draws, base = np.random.default_rng(0), mix_run.results
+
+    def member(shift):
+        return dataclasses.replace(base, portfolio_losses=np.clip(base.portfolio_losses + shift, 0, 1))
+
+    families = {
+        name: [member(centre + draws.normal(0, 0.002)) for _ in range(8)]
+        for name, centre in (("network", 0.0), ("markov", 0.05))
+    }
+    table = uncertainty(families)
+    row = table.filter((pl.col("of") == "pool") & (pl.col("measure") == "expected_loss")).to_dicts()[0]
+    assert row["model"] == pytest.approx(0.05**2 / 2, rel=0.3)
+    assert row["lower"] < row["value"] < row["upper"]
+    alone = uncertainty({"network": families["network"][:1]})
+    assert alone["parameter"].sum() == alone["model"].sum() == 0.0
+    with pytest.raises(SimulationError, match="members"):
+        uncertainty({})
