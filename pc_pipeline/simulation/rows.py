@@ -5,7 +5,7 @@ Here: `NetworkRows`, `loan_inputs`, the calendar of a run. Not here: the network
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
@@ -24,7 +24,7 @@ class NetworkRows:
     """A transition network as a provider of rows: macro (P, T, 9) -> (P, C, T, 4, 7) float32.
 
     Attributes:
-        model: `TransitionTransformer`, or anything with its `rows`.
+        model: `TransitionTransformer`, or anything with its `read_cohorts` and `rows_given`.
         cohorts: cohort table with the 12 raw COHORT_FEATURES.
         start: first simulated month; None leaves the calendar neutral.
         intercept_TKJ: additive logits (T, 4, 7) from distillation, or None.
@@ -35,28 +35,34 @@ class NetworkRows:
     start: date | None = None
     intercept_TKJ: np.ndarray | None = None
 
+    _read: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+
     def __call__(self, macro_PTM: np.ndarray) -> np.ndarray:
         """Rows of a batch of paths; in memory months lie outermost."""
-        features = self.cohorts.select(COHORT_FEATURES).cast(pl.Float32).fill_null(np.nan).to_numpy()
         device = next(self.model.parameters()).device
+        macro = torch.from_numpy(np.array(macro_PTM, dtype=np.float32)).to(device)
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
-                options = (
-                    {}
-                    if self.intercept_TKJ is None
-                    else {"extra": torch.from_numpy(self.intercept_TKJ).to(device)}
-                )
-                rows = self.model.rows(
-                    torch.from_numpy(np.array(features, dtype=np.float32)).to(device),
-                    torch.from_numpy(np.array(macro_PTM, dtype=np.float32)).to(device),
-                    calendar_tensor(self.start, macro_PTM.shape[1], device),
-                    **options,
-                )
-                return rows.cpu().numpy()
+                return np.asarray(self.model.rows_given(self._cohorts(macro.shape[1], device), macro).cpu())
         finally:
             self.model.train(was_training)
+
+    def _cohorts(self, n_months: int, device: Any) -> Any:
+        """What the model reads of the cohorts: once, unless its weights move."""
+        key = (n_months, *(p._version for p in self.model.parameters() if not p.is_inference()))
+        if key not in self._read:
+            features = self.cohorts.select(COHORT_FEATURES).cast(pl.Float32).fill_null(np.nan).to_numpy()
+            extra = None if self.intercept_TKJ is None else torch.from_numpy(self.intercept_TKJ).to(device)
+            self._read.clear()
+            self._read[key] = self.model.read_cohorts(
+                torch.from_numpy(np.array(features, dtype=np.float32)).to(device),
+                n_months,
+                calendar_tensor(self.start, n_months, device),
+                extra=extra,
+            )
+        return self._read[key]
 
 
 def calendar_tensor(start: date | None, n_months: int, device: Any = "cpu") -> torch.Tensor | None:

@@ -27,9 +27,14 @@ class FlatRows(torch.nn.Module):
         super().__init__()
         self.level = torch.nn.Parameter(torch.tensor(ROW, dtype=torch.float32))
 
-    def rows(self, cohort_features, macro_paths, calendar=None):
-        shape = (len(macro_paths), len(cohort_features), macro_paths.shape[1], 4, 7)
-        return self.level.expand(shape)
+    def read_cohorts(self, cohort_features, months, calendar=None, extra=None):
+        level = self.level.expand(months, 4, 7)
+        rows = level if extra is None else level * torch.exp(extra)
+        return len(cohort_features), rows / rows.sum(dim=-1, keepdim=True)
+
+    def rows_given(self, cohorts, macro_paths):
+        count, rows = cohorts
+        return rows.expand(len(macro_paths), count, *rows.shape)
 
 
 class KnownTeacher:
