@@ -216,6 +216,42 @@ def pool_change_command(
     _keep(data, {"pool_change": found.table})
 
 
+@analyse_app.command("uncertainty")
+def uncertainty_command(
+    mix: Mix = "baseline",
+    members: Annotated[int, typer.Option(help="Models trained on resampled histories, 2 or more.")] = 3,
+    paths: PATHS = 200,
+    deal: DealFile = "",
+    deals_dir: Deals = Path("data/deals"),
+    seed: Seed = 42,
+    data: Data = Path("data"),
+) -> None:
+    """Figures over an ensemble of models retrained on resamples; variance split by where it comes from."""
+    from pc_pipeline.engines.uncertainty import carry, uncertainty
+    from pc_pipeline.models.checkpoint import load_model
+    from pc_pipeline.reports.analysis_plots import uncertainty_bars
+    from pc_pipeline.training.ensemble import EnsembleConfig, train_ensemble
+
+    if members < 2:
+        raise ConfigError("one model has no spread", expected="2 members or more", got=members)
+    study, store = open_study(data, deal, deals_dir, seed), Store(data)
+    teacher = load_model(store.model_folder("joint_model") / "loan_trajectory")[0]
+    found = train_ensemble(
+        study.transition_model.requires_grad_(True),
+        teacher,
+        store.read_table("loan_tape"),
+        store.read_table("loan_panel"),
+        store.read_table("macro_scenarios"),
+        EnsembleConfig(members=members, seed=seed),
+    )
+    networks = [member.transitions.requires_grad_(False).eval() for member in found]
+    table = uncertainty(carry(study, networks, read_mix(mix), paths))
+    print_frame(table, f"{members} members, two families")
+    _keep(data, {"uncertainty": table})
+    figures = [("Expected loss and where its uncertainty comes from", uncertainty_bars(table))]
+    _page(data, "uncertainty.html", "Model uncertainty", [("run: mix", mix)], figures)
+
+
 def add_analysis_commands(app: typer.Typer) -> None:
     """Put the commands on `pc`."""
     app.add_typer(analyse_app, name="analyse")

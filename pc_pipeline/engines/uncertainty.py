@@ -16,13 +16,17 @@ McCulloch 1992, chapter 3).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
 from pc_pipeline.core.errors import SimulationError
+from pc_pipeline.engines.analyses import simulate_mix
 from pc_pipeline.engines.results import LOSS_FLOOR, SimulationResults
+from pc_pipeline.engines.study import Study
 from pc_pipeline.simulation.estimators import (
     CONFIDENCE,
     Estimate,
@@ -43,6 +47,26 @@ def figures(results: SimulationResults) -> dict[tuple[str, str], Estimate]:
             tranche.losses, LOSS_FLOOR, weights, results.strata_P
         )
     return found
+
+
+def carry(
+    study: Study, transition_models: Sequence[Any], mix: Mapping[str, float], n_paths: int
+) -> dict[str, list[SimulationResults]]:
+    """Simulate a mix with every trained transition model, in two families.
+
+    Args:
+        transition_models: members of an ensemble (`training.ensemble`), the study's own kept out.
+
+    Returns:
+        'loan model': with the compiled loan model; 'cohorts alone': loans move as their cohort.
+    """
+    found: dict[str, list[SimulationResults]] = {"loan model": [], "cohorts alone": []}
+    for model in transition_models:
+        member = replace(study, transition_model=model)
+        found["loan model"].append(simulate_mix(member, mix, n_paths).results)
+        bare = replace(member, compiled=None)
+        found["cohorts alone"].append(simulate_mix(bare, mix, n_paths).results)
+    return found if study.compiled is not None else {"cohorts alone": found["cohorts alone"]}
 
 
 def uncertainty(families: Mapping[str, Sequence[SimulationResults]]) -> pl.DataFrame:
