@@ -7,7 +7,7 @@ training, generation (`payment_cascade`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, Final
 
@@ -43,6 +43,8 @@ class CascadeHistories:
         extra_features: names beyond the ten. scaler: their constants.
         months: (N,) month index of column 0, or None. macro, macro_row: paths lived through, or None.
         is_final: (N, T) bool, in or after the last contractual month; None where unknown.
+        learn: (N, T) bool, columns to learn from; None for all.
+        last_column: (N,) columns a history could have been watched for, had it not ended; None: all T.
         outlives_term: some history goes on, paid up, beyond its stated term.
     """
 
@@ -54,10 +56,19 @@ class CascadeHistories:
     macro: MacroPaths | None = None
     macro_row: np.ndarray | None = None
     is_final: np.ndarray | None = None
+    learn: np.ndarray | None = None
+    last_column: np.ndarray | None = None
     outlives_term: bool = False
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def take(self, rows: np.ndarray) -> CascadeHistories:
+        """Some histories, by number."""
+        by_row = ("codes", "features", "months", "macro_row", "is_final", "learn", "last_column")
+        found: dict[str, Any] = {name: getattr(self, name) for name in by_row}
+        chosen: dict[str, Any] = {name: None if v is None else v[rows] for name, v in found.items()}
+        return replace(self, **chosen)
 
 
 def is_panel(data: Any) -> bool:
@@ -184,6 +195,9 @@ def histories_of_trajectories(
         macro=trajectories.macro,
         macro_row=trajectories.macro_row,
         is_final=np.concatenate([unknown, trajectories.is_final], axis=1),
+        last_column=int((trajectories.start_month + trajectories.lengths).max())
+        - trajectories.start_month.astype(np.int64)
+        + 1,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +30,14 @@ from pc_pipeline.engines.cascade_data import (
     histories_of_panel,
     is_panel,
 )
+from pc_pipeline.engines.cascade_inputs import (
+    CascadeSettings,
+    check_months,
+    column,
+    forced_statuses,
+    ids,
+    macro_array,
+)
 from pc_pipeline.loans.borrower_features import FEATURE_NAMES
 from pc_pipeline.loans.features import FeatureScaler, calendar_features
 from pc_pipeline.loans.frames import to_polars
@@ -43,9 +51,8 @@ from pc_pipeline.loans.payment_status import (
     encode_sequences,
     matrix_array,
     matrix_names,
-    status_code,
 )
-from pc_pipeline.schemas.units import MACRO_NAMES, N_MACRO
+from pc_pipeline.loans.status_breaks import find_breaks, learnable
 from pc_pipeline.simulation.payment_chain import sample_chain
 
 if TYPE_CHECKING:
@@ -54,7 +61,6 @@ if TYPE_CHECKING:
     from pc_pipeline.training.payment_cascade import CascadeData
 
 FEWEST_SEQUENCES: Final = 1000
-MOST_MONTHS: Final = 600
 MIN_MACRO_PATHS: Final = 8  # below this a macro effect is not identified and keeps its stated size
 _NEVER: Final = 1 << 30
 _PRINCIPAL, _TERM, _RATE = (
@@ -65,20 +71,6 @@ _PRINCIPAL, _TERM, _RATE = (
 def has_torch() -> bool:
     """Whether torch is installed."""
     return importlib.util.find_spec("torch") is not None
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What the constructor was given; kept on the model card."""
-
-    hidden_dim: int
-    num_layers: int
-    learning_rate: float
-    epochs: int | None
-    batch_size: int
-    dropout: float
-    random_seed: int
-    precision: str
 
 
 class LSTMCascadeGenerator:
@@ -109,10 +101,9 @@ class LSTMCascadeGenerator:
         random_seed: int = 0,
         precision: str = "bfloat16",
     ) -> None:
-        self.settings = _Settings(
+        self.settings = CascadeSettings(
             hidden_dim, num_layers, learning_rate, epochs, batch_size, dropout, random_seed, precision
         )
-        _check(self.settings)
         self.history: dict[str, Any] = {}
         self.reason = "untrained" if has_torch() else "torch is not installed"
         self._model: LSTMCascadeModel | None = None
@@ -142,6 +133,10 @@ class LSTMCascadeGenerator:
         network was trained on, or the fallback matrix. Moves of probability 0 are left out.
         """
         return matrix_names(self._matrix)
+
+    def transition_array(self) -> np.ndarray:
+        """`transition_matrix` as (8, 8)."""
+        return self._matrix.copy()
 
     # ---- learning ---------------------------------------------------------------------------
 
@@ -206,7 +201,13 @@ class LSTMCascadeGenerator:
             return self
         self._scaler = histories.scaler
         self._ends_contracts = not histories.outlives_term
+        breaks = find_breaks(histories.codes, histories.months)
+        if breaks and histories.months is not None:
+            histories = replace(histories, learn=learnable(histories.codes, histories.months, breaks))
         self._train(histories, resume, on_epoch)
+        self.history["notes"] = [
+            f"{found}; its side with fewer reports is not learned from" for found in breaks
+        ]
         self.reason = f"trained on {len(histories):,} sequences"
         return self
 
@@ -217,7 +218,7 @@ class LSTMCascadeGenerator:
         from pc_pipeline.training.config import TrainConfig
         from pc_pipeline.training.payment_cascade import CascadeTrainer, mean_rows
 
-        settings, data = self.settings, _training_data(histories)
+        settings, data = self.settings, training_data(histories)
         learns_macro = data.macro is not None and len(data.macro.keys) >= MIN_MACRO_PATHS
         config = CascadeConfig(
             borrower_feature_dim=data.features.shape[1],
@@ -285,7 +286,7 @@ class LSTMCascadeGenerator:
         Raises:
             DataError, ConfigError: a borrower, status, month count or macro path is not usable.
         """
-        _check_months(num_months)
+        check_months(num_months)
         extra = () if self._model is None else self._model.config.extra_features
         features, raw = features_for(borrowers, extra, self._scaler)
         count = len(features)
@@ -293,8 +294,8 @@ class LSTMCascadeGenerator:
             seed = derive_seed(self.settings.random_seed, "generate", self._calls)
         self._calls += 1
         keys = np.arange(count, dtype=np.uint64) if numbers is None else np.asarray(numbers, np.uint64)
-        forced = _forced(initial_status, count, num_months, self._model is not None)
-        paths = None if macro is None else _macro_array(macro, num_months, start_date)
+        forced = forced_statuses(initial_status, count, num_months, self._model is not None)
+        paths = None if macro is None else macro_array(macro, num_months, start_date)
         final = self._final_months(borrowers, raw)
         codes = (
             self._sample_chain(forced, num_months, seed, keys, final, paths, macro_row)
@@ -305,10 +306,59 @@ class LSTMCascadeGenerator:
         )
         return PaymentSequences(codes, engine=self.engine, reason=self.reason, seed=seed)
 
+    def resample(self, histories: CascadeHistories, *, seed: int) -> np.ndarray:
+        """(N, T) int8: a generated history for each given one, with its borrower, first status, dates, macro
+        path and last contractual month. What a validation compares.
+        """
+        count, months = histories.codes.shape
+        first = histories.codes[:, :1].astype(np.int64)
+        final = np.full(count, _NEVER, dtype=np.int64)
+        if histories.is_final is not None:
+            ends = histories.is_final.any(axis=1)
+            final[ends] = histories.is_final[ends].argmax(axis=1) + 1
+        keys = np.arange(count, dtype=np.uint64)
+        if self._model is None:
+            return sample_chain(
+                matrix_array(FALLBACK_MATRIX), first[:, 0], months, seed, numbers=keys, final_month=final
+            )
+        from pc_pipeline.models.cascade_sampler import SamplingTask
+
+        calendar = macro = offset = None
+        if histories.months is not None:
+            start = int(histories.months.min())
+            offset = histories.months - start
+            at = start + np.arange(int(offset.max()) + months)
+            calendar = calendar_features(at)
+            if histories.macro is not None:
+                place = np.clip(at - histories.macro.start_month, 0, histories.macro.n_months - 1)
+                macro = histories.macro.values[:, place]
+        task = SamplingTask(
+            features=histories.features,
+            n_months=months,
+            seed=seed,
+            numbers=keys,
+            forced=first,
+            final_month=final,
+            calendar=calendar,
+            macro=macro,
+            path=histories.macro_row if macro is not None else None,
+            column=offset,
+        )
+        return self._network_sampler().sample(task)
+
+    def _network_sampler(self) -> CascadeSampler:
+        from pc_pipeline.models.cascade_sampler import CascadeSampler
+
+        if self._model is None:
+            raise ConfigError("no network to sample from", expected="fit(...)", got="an untrained generator")
+        if self._sampler is None:
+            self._sampler = CascadeSampler(self._model, self.settings.precision)
+        return self._sampler
+
     def _final_months(self, borrowers: Any, raw: np.ndarray) -> np.ndarray:
         """(N,) last contractual month counted from month 1; never where no term is stated."""
-        stated = _column(borrowers, "term_months", len(raw))
-        age = _column(borrowers, "age_months", len(raw))
+        stated = column(borrowers, "term_months", len(raw))
+        age = column(borrowers, "age_months", len(raw))
         final = np.full(len(raw), _NEVER, dtype=np.int64)
         if self._ends_contracts:
             known = ~np.isnan(stated)
@@ -355,12 +405,8 @@ class LSTMCascadeGenerator:
         macro_row: np.ndarray | None,
         start_date: str | date | None,
     ) -> np.ndarray:
-        from pc_pipeline.models.cascade_sampler import CascadeSampler, SamplingTask
+        from pc_pipeline.models.cascade_sampler import SamplingTask
 
-        if self._sampler is None and self._model is not None:
-            self._sampler = CascadeSampler(self._model, self.settings.precision)
-        if self._sampler is None:
-            raise ConfigError("no network to sample from", expected="fit(...)", got="an untrained generator")
         calendar = None
         if start_date is not None:
             calendar = calendar_features(month_index(parse_month(start_date)) + np.arange(num_months))
@@ -375,7 +421,7 @@ class LSTMCascadeGenerator:
             macro=paths,
             path=macro_row,
         )
-        return self._sampler.sample(task)
+        return self._network_sampler().sample(task)
 
     # ---- records ----------------------------------------------------------------------------
 
@@ -406,7 +452,7 @@ class LSTMCascadeGenerator:
         _, raw = features_for(borrowers, (), None)
         if len(raw) != len(codes):
             raise DataError("every sequence needs its borrower", expected=len(codes), got=len(raw))
-        loan_ids, borrower_ids = _ids(borrowers, len(raw), 0)
+        loan_ids, borrower_ids = ids(borrowers, len(raw), 0)
         return payment_records(
             codes, raw[:, _PRINCIPAL], raw[:, _RATE], raw[:, _TERM], start_date, loan_ids, borrower_ids
         )
@@ -435,7 +481,7 @@ class LSTMCascadeGenerator:
                 part, num_months, seed=seed, start_date=start_date, numbers=numbers, **options
             )
             _, raw = features_for(part, (), None)
-            loan_ids, borrower_ids = _ids(part, len(raw), low)
+            loan_ids, borrower_ids = ids(part, len(raw), low)
             yield payment_records(
                 made.codes,
                 raw[:, _PRINCIPAL],
@@ -517,29 +563,8 @@ class LSTMCascadeGenerator:
         return generator
 
 
-def _check(settings: _Settings) -> None:
-    if settings.epochs is not None and settings.epochs < 1:
-        raise ConfigError("epochs is too small", expected=">= 1", got=settings.epochs)
-    if settings.batch_size < 1 or not settings.learning_rate > 0:
-        raise ConfigError(
-            "batch_size and learning_rate must be positive", got=(settings.batch_size, settings.learning_rate)
-        )
-    if settings.hidden_dim < 2 or settings.hidden_dim % 2 or not 1 <= settings.num_layers <= 8:
-        raise ConfigError(
-            "no such LSTM",
-            expected="hidden_dim even, num_layers 1..8",
-            got=(settings.hidden_dim, settings.num_layers),
-        )
-    if not 0 <= settings.dropout < 1:
-        raise ConfigError("dropout is no share", expected="0 <= dropout < 1", got=settings.dropout)
-
-
-def _check_months(num_months: int) -> None:
-    if isinstance(num_months, bool) or not isinstance(num_months, int) or not 1 <= num_months <= MOST_MONTHS:
-        raise ConfigError("num_months out of range", expected=f"1..{MOST_MONTHS}", got=num_months)
-
-
-def _training_data(histories: CascadeHistories) -> CascadeData:
+def training_data(histories: CascadeHistories) -> CascadeData:
+    """Histories as the trainer takes them; months beyond a data break are not learned from."""
     from pc_pipeline.training.payment_cascade import CascadeData
 
     return CascadeData(
@@ -549,75 +574,5 @@ def _training_data(histories: CascadeHistories) -> CascadeData:
         macro=histories.macro,
         macro_row=histories.macro_row,
         is_final=histories.is_final,
+        learn=histories.learn,
     )
-
-
-def _forced(initial: Any, count: int, num_months: int, can_draw: bool) -> np.ndarray:
-    """(N, k) statuses of the first months; k = 0 where month 1 is drawn."""
-    if initial is None:
-        return np.zeros((count, 0), np.int64) if can_draw else np.zeros((count, 1), np.int64)
-    if isinstance(initial, np.ndarray):
-        known = np.asarray(initial, dtype=np.int64).reshape(count, -1)
-    else:
-        names = [initial] if isinstance(initial, str) else list(initial)
-        known = np.tile([status_code(name) for name in names], (count, 1))
-    if not 1 <= known.shape[1] <= num_months:
-        raise ConfigError(
-            "known statuses do not fit the months", expected=f"1..{num_months}", got=known.shape[1]
-        )
-    return known
-
-
-def _macro_array(macro: Any, num_months: int, start_date: str | date | None) -> np.ndarray:
-    """(P, T, 9) raw series from month 1; the last month is repeated where a path is shorter."""
-    if hasattr(macro, "columns"):
-        frame = to_polars(macro, MACRO_NAMES, "macro")
-        if "month" in frame.columns:
-            frame = frame.sort("month")
-            if start_date is not None:
-                frame = frame.filter(pl.col("month") >= parse_month(start_date))
-        values = frame.select(MACRO_NAMES).to_numpy()
-    else:
-        values = np.asarray(macro, dtype=float)
-    values = values[None] if values.ndim == 2 else values
-    if (
-        values.ndim != 3
-        or values.shape[-1] != N_MACRO
-        or values.shape[1] == 0
-        or not np.isfinite(values).all()
-    ):
-        raise DataError(
-            "not a macro path", expected=f"(T, {N_MACRO}) or (P, T, {N_MACRO}) finite", got=values.shape
-        )
-    column = np.minimum(np.arange(num_months), values.shape[1] - 1)
-    return values[:, column]
-
-
-def _column(borrowers: Any, name: str, count: int) -> np.ndarray:
-    """(N,) float of one key of borrowers, NaN where it is missing."""
-    if isinstance(borrowers, Mapping):
-        borrowers = [borrowers]
-    if hasattr(borrowers, "columns"):
-        if name not in borrowers.columns:
-            return np.full(count, np.nan)
-        return to_polars(borrowers, [name], "borrowers")[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
-    found = [borrower.get(name) for borrower in borrowers]
-    return np.array([np.nan if value is None else float(value) for value in found], dtype=float)
-
-
-def _ids(borrowers: Any, count: int, offset: int) -> tuple[list[str], list[str]]:
-    """(loan ids, borrower ids); made from the row number where missing."""
-    both = []
-    for name, prefix in (("loan_id", "L"), ("borrower_id", "B")):
-        if hasattr(borrowers, "columns"):
-            given = to_polars(borrowers, [], "borrowers")
-            values = given[name].to_list() if name in given.columns else [None] * count
-        else:
-            values = [borrower.get(name) for borrower in borrowers]
-        both.append(
-            [
-                f"{prefix}{offset + row + 1:08d}" if value is None else str(value)
-                for row, value in enumerate(values)
-            ]
-        )
-    return both[0], both[1]

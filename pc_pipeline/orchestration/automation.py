@@ -20,6 +20,7 @@ TRAINING = [
     "transition_transformer",
     "loan_trajectory",
     "markov_baseline",
+    "payment_cascade",
     "joint_model",
 ]
 SCENARIO_RESULTS = [

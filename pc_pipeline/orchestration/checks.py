@@ -105,6 +105,20 @@ def beats_the_markov_table(store: StoreResource) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(
+    asset="payment_cascade",
+    description="Generated payment histories match those of loans left out: rates, survival, two-sample AUC, "
+    "memorisation, each within its pass mark.",
+)
+def histories_match(store: StoreResource) -> dg.AssetCheckResult:
+    table = stages.cascade_validation(store.store)
+    return dg.AssetCheckResult(
+        passed=bool(table) and all(row["passed"] for row in table),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"validation": as_markdown(table)},
+    )
+
+
+@dg.asset_check(
     asset="committee_report",
     description="Expected loss: severely adverse > adverse > baseline.",
 )
@@ -117,7 +131,7 @@ def scenarios_are_ordered(store: StoreResource) -> dg.AssetCheckResult:
     )
 
 
-NAMES = (*IDENTITIES, "beats_the_markov_table", "scenarios_are_ordered")
+NAMES = (*IDENTITIES, "beats_the_markov_table", "histories_match", "scenarios_are_ordered")
 
 
 def build_checks() -> list[dg.AssetChecksDefinition]:
@@ -134,5 +148,6 @@ def _all_checks() -> list[dg.AssetChecksDefinition]:
         *(_schema_check(table, partitioned=False) for table in UNPARTITIONED),
         *(_identity_check(name) for name in IDENTITIES),
         beats_the_markov_table,
+        histories_match,
         scenarios_are_ordered,
     ]

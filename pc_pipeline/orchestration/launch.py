@@ -37,11 +37,12 @@ LONG_STEPS = (
     "macro_vae",
     "transition_transformer",
     "loan_trajectory",
+    "payment_cascade",
     "joint_model",
     "simulations",
     "committee_report",
 )
-TRAINING_STAGES = 7
+TRAINING_STAGES = 8
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 

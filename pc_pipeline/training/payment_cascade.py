@@ -266,7 +266,7 @@ class CascadeTrainer:
         self.model.describe_features(torch.from_numpy(training.features).float(), share)
         with torch.no_grad():
             self.model.macro_effect.copy_(torch.tensor(stated_status_effect()))
-            self.model.macro_mean.copy_(torch.tensor(macro_scale()[0]))
+            self.model.macro_mean.copy_(torch.tensor(_neutral_macro(training)))
             self.model.macro_sd.copy_(torch.tensor(macro_scale()[1]))
         self.model.macro_effect.requires_grad_(self.model.config.macro == "learned")
 
@@ -310,6 +310,15 @@ def _unfilled_memory() -> Iterator[None]:
         yield
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = before  # type: ignore[attr-defined]
+
+
+def _neutral_macro(training: CascadeData) -> np.ndarray:
+    """(9,) macro at which the first-order law was counted: the mean of its months, or baseline."""
+    rows = np.arange(len(training))[:: max(1, len(training) // 5000)]
+    values = training.macro_values(rows, training.codes.shape[1])
+    if values is None:
+        return macro_scale()[0]
+    return values[training.targets[rows] >= 0].mean(axis=0).astype(np.float32)
 
 
 def smoothed_rows(counts: np.ndarray, allowed: np.ndarray) -> np.ndarray:

@@ -17,6 +17,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pc_pipeline.engines.stages.cascade import (
+        PaymentCascadeStage,
+        cascade_answers,
+        cascade_validation,
+        train_payment_cascade,
+    )
     from pc_pipeline.engines.stages.data import (
         MacroPathsConfig,
         TapeConfig,
@@ -92,6 +98,7 @@ if TYPE_CHECKING:
     )
 
 _HOME: dict[str, tuple[str, ...]] = {
+    "cascade": ("PaymentCascadeStage", "cascade_answers", "cascade_validation", "train_payment_cascade"),
     "data": (
         "MacroPathsConfig",
         "TapeConfig",
@@ -179,6 +186,7 @@ __all__ = [
     "LoanTrajectoryStage",
     "MacroPathsConfig",
     "MacroVAEStage",
+    "PaymentCascadeStage",
     "SimulationStage",
     "TakenIn",
     "TapeConfig",
@@ -186,6 +194,8 @@ __all__ = [
     "TransitionStage",
     "as_known",
     "beats_markov",
+    "cascade_answers",
+    "cascade_validation",
     "check_deal",
     "committee_report",
     "custom_scenarios",
@@ -228,6 +238,7 @@ __all__ = [
     "tape_profile",
     "train_loan_trajectory",
     "train_macro_vae",
+    "train_payment_cascade",
     "train_transition_transformer",
     "transition_matrix",
     "transitions",

@@ -96,6 +96,26 @@ def loan_trajectory(
         )
 
 
+@dg.asset(
+    kinds={"pytorch"},
+    description="LSTM over payment statuses: generates histories, challenges the loan model; its page of "
+    "validation lies among the reports.",
+    **TRAINING,
+)
+def payment_cascade(
+    loan_panel: pl.DataFrame,
+    loan_tape: pl.DataFrame,
+    macro_scenarios: pl.DataFrame,
+    store: StoreResource,
+    settings: SettingsResource,
+) -> dg.Output[Models]:
+    return _output(
+        stages.train_payment_cascade(
+            settings.load().payment_cascade, store.store, loan_panel, loan_tape, macro_scenarios
+        )
+    )
+
+
 @dg.asset(kinds={"numpy"}, description="The lookup table that every model must beat.", **TRAINING)
 def markov_baseline(loan_panel: pl.DataFrame, loan_tape: pl.DataFrame) -> dg.Output[Models]:
     return _output(stages.fit_markov_baseline(loan_panel, loan_tape))
@@ -112,6 +132,7 @@ def joint_model(
     transition_transformer: Models,
     loan_trajectory: Models,
     markov_baseline: Models,
+    payment_cascade: Models,
     loan_panel: pl.DataFrame,
     loan_tape: pl.DataFrame,
     macro_scenarios: pl.DataFrame,
