@@ -104,7 +104,7 @@ def base(seed: int = 42) -> Recipe:
         macro_paths=MacroPathsConfig(n_paths=2000, n_months=60),
         macro_vae=MacroVAEStage(
             network=MacroVAEConfig(latent_dim=16, hidden_dim=32, n_layers=1),
-            training=TrainConfig(epochs=3, batch_size=256, lr=1e-3, patience=2),
+            training=TrainConfig(epochs=2, batch_size=256, lr=1e-3, patience=2),
         ),
         transition_transformer=TransitionStage(
             network=TransitionConfig(d_model=32, n_heads=2, n_layers=2),

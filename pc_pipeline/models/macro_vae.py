@@ -553,7 +553,8 @@ def _solve_lower(log_diagonal: torch.Tensor, below: torch.Tensor, target: torch.
 
     For many small systems this is several times faster, forward and backward, than one LAPACK call each.
     """
-    scale, gap, found, start = torch.exp(-log_diagonal), target.unbind(-1), [], 0
+    found: list[torch.Tensor] = []
+    scale, gap, start = torch.exp(-log_diagonal), target.unbind(-1), 0
     for row in range(target.shape[-1]):
         left = gap[row]
         if row:

@@ -37,7 +37,7 @@ _FANS_OUT: Final = 0.6  # dispersion of the first month over that of the last be
 
 @torch.no_grad()
 def warm_start(model: MacroVAE, paths: torch.Tensor, labels: torch.Tensor) -> list[str]:
-    """Set the decoder's linear part; returns notes on fallbacks taken.
+    """Set the decoder's linear part and the encoder that is exact for it; returns notes on fallbacks taken.
 
     Scenarios without a path keep the average curves and are marked untrained.
     """
@@ -52,10 +52,12 @@ def warm_start(model: MacroVAE, paths: torch.Tensor, labels: torch.Tensor) -> li
         model.is_trained_S[code] = code in present
     if any(int((labels == code).sum()) < FEW_PATHS for code in present):
         _anchor(model, y, labels)
+        _write_encoder(model)
         return [
             f"fewer than {FEW_PATHS} paths of a scenario: dispersion and persistence as decided, not learned"
         ]
     _write(model, _likeliest_law(model, y.cpu().double().numpy(), labels.cpu().numpy()))
+    _write_encoder(model)
     return []
 
 
@@ -184,6 +186,33 @@ def _write(model: MacroVAE, law: LinearLaw) -> None:
     later, first = (torch.as_tensor(np.linalg.cholesky(c)) for c in (law.shocks, law.first))
     _copy_factor(model.log_diagonal_M, model.below_diagonal, later, model)
     _copy_factor(model.first_log_diagonal_M, model.first_below, first, model)
+
+
+def _write_encoder(model: MacroVAE) -> None:
+    """The posterior layer that is exact while nothing bends: its mean is rho P eps, eq. (5).
+
+    With pooled deviations among its inputs, P eps = (L0^-1 u_0, L^-1 (waves' u_t - Phi waves' u_{t-1})) is
+    linear in them. The recurrent states get no weight yet.
+    """
+    config, width = model.config, model.config.hidden_dim
+    block = width + 2 * N_MACRO  # states, u, u of the month before; once for month 0, once per wave
+    eye = torch.eye(N_MACRO, device=model.shift_M.device)
+    first, later = (
+        torch.linalg.solve_triangular(model._factor(diagonal, below), eye, upper=False)
+        for diagonal, below in (
+            (model.first_log_diagonal_M, model.first_below),
+            (model.log_diagonal_M, model.below_diagonal),
+        )
+    )
+    rows = torch.zeros((1 + model.n_waves) * N_MACRO, model.posterior.in_features, device=eye.device)
+    rows[:N_MACRO, width : width + N_MACRO] = first
+    for wave in range(1, 1 + model.n_waves):
+        here, at = slice(wave * N_MACRO, (wave + 1) * N_MACRO), wave * block + width
+        rows[here, at : at + N_MACRO] = later
+        rows[here, at + N_MACRO : at + 2 * N_MACRO] = -later @ model.phi_MM
+    model.posterior.weight.zero_()
+    model.posterior.bias.zero_()
+    model.posterior.weight[: config.latent_dim] = config.latent_share * rows[: config.latent_dim]
 
 
 def _fit_knots(model: MacroVAE, target_TM: torch.Tensor, roughness: float) -> torch.Tensor:

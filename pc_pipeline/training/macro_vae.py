@@ -4,13 +4,14 @@ Here: `MacroVAETrainer`, `read_paths`, `split_by_path`. Not here: the closed-for
 (`training.macro_start`), the network and its bound (`models.macro_vae`), judging generated paths
 (`evaluation.macro_fidelity`), the epochs (`training.loop`).
 
-The start leaves the decoder little to learn where paths are linear underneath. Gradients teach the
-encoder, and the decoder what is bent; the latter is kept if held-out paths say so (`keep_if_likelier`).
+The start leaves little to learn where paths are linear underneath. Gradients teach decoder and encoder what
+is bent; what they taught is kept if held-out paths say so (`keep_if_likelier`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -129,7 +130,7 @@ class MacroVAETrainer:
         paths, labels = paths.to(device), labels.to(device)
         train, held = split_by_path(labels, validation_share, config.seed)
         notes = warm_start(model, paths[train], labels[train])
-        start = _decoder_state(model)
+        start = _parameters(model, _DECODER + _ENCODER)
 
         def loss_of(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             batch = train[rows.to(device)]
@@ -186,39 +187,50 @@ _DECODER: Final = (
     "first_",
     "head.",
 )
+_ENCODER: Final = ("encoder.", "posterior.", "embedding.")
 
 
-def _decoder_state(model: MacroVAE) -> dict[str, torch.Tensor]:
-    """Copies of the parameters that the likelihood alone decides."""
-    return {k: v.detach().clone() for k, v in model.named_parameters() if k.startswith(_DECODER)}
+def _parameters(model: MacroVAE, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in model.named_parameters() if k.startswith(prefixes)}
 
 
 @torch.no_grad()
 def keep_if_likelier(
     model: MacroVAE, start: dict[str, torch.Tensor], paths: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, Any]:
-    """Back to the decoder `start`, unless held-out paths are likelier trained by two standard errors.
+    """Back to the start, part by part, unless held-out paths say that training was better.
+
+    The decoder is judged by the likelihood, then the encoder by its gap; better means by two standard errors.
+
+    Args:
+        start: parameters of the closed-form start.
 
     Returns:
-        'decoder' ('trained' or 'closed form'), 'decoder_gain' (nats per held-out path, trained over
-        start) and 'decoder_gain_error'.
+        'decoder' and 'encoder' ('trained' or 'closed form'), and for each '<part>_gain' (nats per held-out
+        path, trained over start) and '<part>_gain_error'.
     """
-    trained = model.bound(paths, labels)["nll"].double()
+    said: dict[str, Any] = {}
+    for part, prefixes, term in (("decoder", _DECODER, "nll"), ("encoder", _ENCODER, "gap")):
+        trained = _parameters(model, prefixes)
+        before = model.bound(paths, labels)[term].double()
+        _put(model, {name: start[name] for name in trained})
+        gain = model.bound(paths, labels)[term].double() - before
+        mean, error = float(gain.mean()), float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else math.inf
+        is_better = mean > 2 * error
+        if is_better:
+            _put(model, trained)
+        said |= {
+            part: "trained" if is_better else "closed form",
+            f"{part}_gain": mean,
+            f"{part}_gain_error": error,
+        }
+    return said
+
+
+def _put(model: MacroVAE, values: dict[str, torch.Tensor]) -> None:
     state = dict(model.named_parameters())
-    kept = {name: state[name].clone() for name in start}
-    for name, value in start.items():
+    for name, value in values.items():
         state[name].copy_(value)
-    gain = model.bound(paths, labels)["nll"].double() - trained
-    mean, error = float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
-    is_better = len(gain) > 1 and mean > 2 * error
-    if is_better:
-        for name, value in kept.items():
-            state[name].copy_(value)
-    return {
-        "decoder": "trained" if is_better else "closed form",
-        "decoder_gain": mean,
-        "decoder_gain_error": error,
-    }
 
 
 def split_by_path(labels: torch.Tensor, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
