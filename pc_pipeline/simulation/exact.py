@@ -24,10 +24,9 @@ from pc_pipeline.simulation.monte_carlo import (
     Progress,
     SimulatedCash,
     SimulationConfig,
-    check_macro,
     check_run,
-    path_weights,
 )
+from pc_pipeline.simulation.paths import check_macro, path_weights
 from pc_pipeline.simulation.pool import mean_severity, pool_arrays
 from pc_pipeline.simulation.reference import cash_of_states
 from pc_pipeline.simulation.rows import NetworkRows, calendar_tensor, loan_inputs

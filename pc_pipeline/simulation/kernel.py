@@ -469,20 +469,23 @@ def pack_rows(rows_PCTKJ: Any) -> Any:
     """
     n_paths, n_cohorts, n_months, n_living, n_states = rows_PCTKJ.shape
     out = np.zeros((n_paths, n_cohorts, n_months, n_living, ROW), np.float32)
-    flat, packed = rows_PCTKJ.reshape(-1, n_states), out.reshape(-1, ROW)
-    gap, lowest = 0.0, 0.0
-    for n in range(flat.shape[0]):
-        total = np.float32(0.0)
-        for k in range(n_states):
-            total += flat[n, k]
-            lowest = min(lowest, flat[n, k])
-        if not abs(total - np.float32(1.0)) <= gap:
-            gap = float(abs(total - np.float32(1.0))) if total == total else np.inf
-        for k in range(5):
-            packed[n, k] = flat[n, k]
-        packed[n, 5] = flat[n, 5] + flat[n, 6]
-        packed[n, STAYS] = flat[n, 0] / total if total > 0 else np.float32(0.0)
-    return out, gap, lowest
+    gap, lowest = np.float32(0.0), np.float32(0.0)
+    for t in range(n_months):  # the order in which a network's rows lie
+        for p in range(n_paths):
+            for c in range(n_cohorts):
+                for k in range(n_living):
+                    row, packed = rows_PCTKJ[p, c, t, k], out[p, c, t, k]
+                    total = np.float32(0.0)
+                    for j in range(n_states):
+                        total += row[j]
+                        lowest = min(lowest, row[j])
+                    off = abs(total - np.float32(1.0)) if total == total else np.float32(np.inf)
+                    gap = max(gap, off)
+                    for j in range(5):
+                        packed[j] = row[j]
+                    packed[5] = row[5] + row[6]
+                    packed[STAYS] = row[0] / total if total > 0 else np.float32(0.0)
+    return out, float(gap), float(lowest)
 
 
 def run_lanes(
@@ -508,7 +511,7 @@ def run_lanes(
         Largest |sum - 1| of a row and smallest entry: what the caller refuses rows by.
     """
     high = out_PTC.shape[0] if high is None else high
-    rows, gap, lowest = pack_rows(np.ascontiguousarray(rows_PCTKJ[low:high], dtype=np.float32))
+    rows, gap, lowest = pack_rows(np.asarray(rows_PCTKJ[low:high], dtype=np.float32))
     run_paths(
         lanes,
         new_scratch(out_PTC.shape[1]),

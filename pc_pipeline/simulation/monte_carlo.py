@@ -6,27 +6,30 @@ kernel (`simulation.kernel`), the networks behind the rows (`simulation.rows`), 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numba import njit
 
 from pc_pipeline.core.errors import ConfigError, SimulationError
 from pc_pipeline.schemas.states import N_LIVING, N_STATES
 from pc_pipeline.schemas.units import CASH_CHANNELS, MACRO_NAMES, N_CASH, N_MACRO
-from pc_pipeline.simulation.kernel import run_lanes
+from pc_pipeline.simulation.batches import BatchStore, fingerprint, gaps
+from pc_pipeline.simulation.kernel import ROW, run_lanes
 from pc_pipeline.simulation.lanes import Lanes, pack_lanes
+from pc_pipeline.simulation.paths import MacroPaths, check_macro, path_weights
 from pc_pipeline.simulation.pool import PoolArrays, pool_arrays
 from pc_pipeline.simulation.rng import seed_key
 
 TransitionRows = Callable[[np.ndarray], np.ndarray]  # macro (P, T, 9) -> rows (P, C, T, 4, 7)
 Progress = Callable[[int, int], None]  # paths done, paths in all
+Control = Callable[[np.ndarray, np.ndarray], np.ndarray]  # macro, rows of a batch -> expected loss per path
 POLICY_RATE = MACRO_NAMES.index("policy_rate")
-PATHS_PER_TASK = 8
+MOST_ROWS_MB = 48.0  # rows of a batch; more paths at a time gain nothing
 ROW_TOLERANCE = 1e-4
 N_DEFAULT_CHANNEL, N_RECOVERY_CHANNEL = 3, 4
 
@@ -37,7 +40,7 @@ class SimulationConfig:
 
     Attributes:
         seed: of the loans' random numbers.
-        batch_paths: paths whose transition rows are held at once, 1 or more.
+        batch_paths: paths whose transition rows are held at once, 1 or more; fewer where rows are large.
         n_threads: kernel threads, 1 or more.
         memory_limit_mb: refuse a run whose arrays would pass this, MB.
     """
@@ -66,6 +69,9 @@ class SimulatedCash:
         pool_balance: balance at the cut-off, currency.
         seed: of the loans' random numbers.
         n_loans: loans simulated.
+        strata_P, scenario_P: as in `MacroPaths`. source: of the macro paths, in words.
+        control_P: loss expected given each macro path, share of the pool; control_mean: its mean under the
+            law. None where no control was asked for.
     """
 
     cash_PTC: np.ndarray
@@ -74,6 +80,11 @@ class SimulatedCash:
     pool_balance: float
     seed: int
     n_loans: int
+    strata_P: np.ndarray | None = None
+    scenario_P: np.ndarray | None = None
+    control_P: np.ndarray | None = None
+    control_mean: float | None = None
+    source: str = ""
 
     @property
     def losses_P(self) -> np.ndarray:
@@ -85,13 +96,16 @@ class SimulatedCash:
 def simulate_pool(
     pool: PoolArrays | pl.DataFrame,
     cohorts: pl.DataFrame | int,
-    macro_paths_PTM: np.ndarray,
+    macro: np.ndarray | MacroPaths,
     transition_rows: TransitionRows,
     residual_LHJ: np.ndarray | None = None,
     config: SimulationConfig | None = None,
     *,
     weights_P: np.ndarray | None = None,
     first_path: int = 0,
+    control: Control | None = None,
+    control_mean: float | None = None,
+    folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> SimulatedCash:
     """Simulate every loan of the pool along every macro path.
@@ -99,35 +113,56 @@ def simulate_pool(
     Args:
         pool: `PoolArrays`, or the `pool` table with tape columns.
         cohorts: the cohort table whose order the rows follow, or the number of cohorts.
-        macro_paths_PTM: (P, T, 9) macro paths; T is the horizon.
+        macro: paths (P, T, 9), bare or as a source gives them; T is the horizon.
         transition_rows: macro (p, T, 9) -> probabilities (p, C, T, 4, 7) from each living state.
         residual_LHJ: exp(residual) (L, 15, 6) of each loan and history class; None for pure cohort moves.
-        weights_P: likelihood weights of the paths; None for equal ones.
+        weights_P: likelihood weights of the paths; those of `macro` without it.
         first_path: global number of the first path, so that a sub-range can be run alone.
+        control: macro, rows -> loss expected given each path, share of the pool (a control variate);
+            called with the rows just read, so that the network is not run twice. control_mean: its mean.
+        folder: keep finished batches there; the same run started again goes on from them.
         progress: called after each batch with (paths done, paths in all).
 
     Raises:
-        SimulationError: the pool, paths, rows, weights or memory do not allow the run.
+        SimulationError: the pool, paths, rows, weights, memory or disk do not allow the run.
     """
     config = config or SimulationConfig()
-    macro = check_macro(macro_paths_PTM)
-    n_paths, n_months = macro.shape[:2]
+    paths = macro if isinstance(macro, MacroPaths) else MacroPaths(values_PTM=macro)
+    values = check_macro(paths.values_PTM)
+    n_paths, n_months = values.shape[:2]
     arrays = _arrays(pool, cohorts, n_months)
     n_cohorts = cohorts if isinstance(cohorts, int) else cohorts.height
-    check_run(arrays, n_cohorts, macro, residual_LHJ, config)
-    weights = path_weights(weights_P, n_paths)
-    lanes = pack_lanes(arrays, residual_LHJ)
-    index_PT = np.ascontiguousarray(macro[:, :, POLICY_RATE], dtype=float)
+    check_run(arrays, n_cohorts, values, residual_LHJ, config)
+    weights = path_weights(paths.weights_P if weights_P is None else weights_P, n_paths)
+    store = None
+    if folder is not None:
+        probe = np.asarray(transition_rows(values[:1]))
+        numbers = (config.seed, first_path, n_cohorts, int(control is not None))
+        name = fingerprint(arrays, values, residual_LHJ, probe, numbers=numbers)
+        store = BatchStore.open(folder, name, n_paths, n_months)
+    index_PT = np.ascontiguousarray(values[:, :, POLICY_RATE], dtype=float)
     cash_PTC = np.zeros((n_paths, n_months, N_CASH))
+    control_P = None if control is None else np.zeros(n_paths)
+    finished = []
+    if store is not None:
+        finished = store.finished(n_paths)
+        for low, high, place in finished:
+            store.read(place, cash_PTC[low:high], None if control_P is None else control_P[low:high])
+    done = sum(high - low for low, high, _ in finished)
+    lanes = pack_lanes(arrays, residual_LHJ, is_sampled_only=True)
+    step = batch_size(config, n_cohorts, n_months)
     with ThreadPoolExecutor(config.n_threads) as threads:
-        for low in range(0, n_paths, config.batch_paths):
-            high = min(low + config.batch_paths, n_paths)
-            rows = check_rows(transition_rows(macro[low:high]), high - low, n_cohorts, n_months, low)
-            _run_batch(
-                threads, lanes, rows, index_PT[low:high], config.seed, first_path + low, cash_PTC[low:high]
-            )
+        for low, high in gaps(finished, n_paths, step):
+            rows = check_shape(transition_rows(values[low:high]), high - low, n_cohorts, n_months, low)
+            part = cash_PTC[low:high]
+            _run_batch(threads, lanes, rows, index_PT[low:high], config, first_path + low, part)
+            if control is not None and control_P is not None:
+                control_P[low:high] = control(values[low:high], rows)
+            if store is not None:
+                store.write(low, high, part, None if control_P is None else control_P[low:high])
+            done += high - low
             if progress is not None:
-                progress(high, n_paths)
+                progress(done, n_paths)
     return SimulatedCash(
         cash_PTC=cash_PTC,
         index_rate_PT=index_PT,
@@ -135,7 +170,18 @@ def simulate_pool(
         pool_balance=arrays.total_balance,
         seed=config.seed,
         n_loans=arrays.n_loans,
+        strata_P=paths.strata_P,
+        scenario_P=paths.scenario_P,
+        control_P=control_P,
+        control_mean=control_mean,
+        source=paths.source,
     )
+
+
+def batch_size(config: SimulationConfig, n_cohorts: int, n_months: int) -> int:
+    """Paths of a batch: as many as configured, unless their rows would be too large."""
+    per_path = n_cohorts * n_months * N_LIVING * N_STATES * 4 / 1e6
+    return max(1, min(config.batch_paths, int(MOST_ROWS_MB / per_path)))
 
 
 def _run_batch(
@@ -143,29 +189,19 @@ def _run_batch(
     lanes: Lanes,
     rows_PCTKJ: np.ndarray,
     index_PT: np.ndarray,
-    seed: int,
+    config: SimulationConfig,
     first_path: int,
     out_PTC: np.ndarray,
 ) -> None:
-    """All paths of a batch, a few paths to a task."""
-    key = seed_key(seed)
-    starts = range(0, out_PTC.shape[0], PATHS_PER_TASK)
+    """All paths of a batch, an equal share to each thread: a thread reads the pool's loans once."""
+    key, n_paths = seed_key(config.seed), out_PTC.shape[0]
+    cuts = np.linspace(0, n_paths, min(config.n_threads, n_paths) + 1).astype(int)
     tasks = [
-        threads.submit(
-            run_lanes,
-            lanes,
-            rows_PCTKJ,
-            index_PT,
-            key,
-            first_path,
-            out_PTC,
-            low,
-            min(low + PATHS_PER_TASK, out_PTC.shape[0]),
-        )
-        for low in starts
+        threads.submit(run_lanes, lanes, rows_PCTKJ, index_PT, key, first_path, out_PTC, int(low), int(high))
+        for low, high in itertools.pairwise(cuts)
     ]
     for task in tasks:
-        task.result()
+        refuse_rows(*task.result(), first_path)
 
 
 def _arrays(pool: PoolArrays | pl.DataFrame, cohorts: pl.DataFrame | int, n_months: int) -> PoolArrays:
@@ -174,22 +210,6 @@ def _arrays(pool: PoolArrays | pl.DataFrame, cohorts: pl.DataFrame | int, n_mont
     if isinstance(cohorts, int):
         raise SimulationError("a pool table needs its cohort table", expected="cohorts frame", got=cohorts)
     return pool_arrays(pool, cohorts, n_months)
-
-
-def check_macro(macro_PTM: np.ndarray) -> np.ndarray:
-    """The macro paths, if they are finite and of nine series."""
-    macro = np.asarray(macro_PTM)
-    if macro.ndim != 3 or macro.shape[2] != N_MACRO or 0 in macro.shape:
-        raise SimulationError(
-            "macro paths are misshapen", expected=f"(paths, months, {N_MACRO})", got=macro.shape
-        )
-    if not np.isfinite(macro).all():
-        bad = np.argwhere(~np.isfinite(macro))[0]
-        raise SimulationError(
-            "macro paths hold a number that is not finite",
-            where=f"path {bad[0]}, month {bad[1]}, {MACRO_NAMES[bad[2]]}",
-        )
-    return macro
 
 
 def check_run(
@@ -231,22 +251,26 @@ def check_run(
 def run_megabytes(
     pool: PoolArrays, n_cohorts: int, n_paths: int, n_months: int, config: SimulationConfig
 ) -> float:
-    """Bytes of a run's largest arrays, MB: lanes, one batch of rows, cash of every path."""
-    lanes = pool.n_loans * (8 * (n_months + 4) + 4 * 90 + 80)
-    rows = min(config.batch_paths, n_paths) * n_cohorts * n_months * N_LIVING * N_STATES * 4
+    """A run's largest arrays, MB: loans and lanes, one batch of rows, cash of every path."""
+    lanes = pool.n_loans * (2 * 8 * (n_months + 4) + 2 * 4 * 120 + 160)
+    batch = min(batch_size(config, n_cohorts, n_months), n_paths)
+    rows = batch * n_cohorts * n_months * N_LIVING * (2 * N_STATES + ROW) * 4
     cash = n_paths * n_months * (N_CASH + 1 + N_MACRO) * 8
     return (lanes + rows + cash) / 1e6
 
 
-def check_rows(rows: np.ndarray, n_paths: int, n_cohorts: int, n_months: int, first: int) -> np.ndarray:
-    """Rows as contiguous float32, if they are probabilities of the right shape."""
+def check_shape(rows: np.ndarray, n_paths: int, n_cohorts: int, n_months: int, first: int) -> np.ndarray:
+    """Rows, if they are of the right shape."""
     expected = (n_paths, n_cohorts, n_months, N_LIVING, N_STATES)
     if rows.shape != expected:
         raise SimulationError(
             "transition rows are misshapen", expected=expected, got=rows.shape, where=f"batch at path {first}"
         )
-    plain = np.ascontiguousarray(rows, dtype=np.float32)
-    gap, lowest = _worst_row(plain.reshape(-1, N_STATES))
+    return rows
+
+
+def refuse_rows(gap: float, lowest: float, first: int) -> None:
+    """Raise where rows were no probabilities: `gap` |sum - 1| at most, `lowest` entry."""
     if not (gap <= ROW_TOLERANCE and lowest >= 0):
         raise SimulationError(
             "transition rows are no probabilities",
@@ -254,36 +278,6 @@ def check_rows(rows: np.ndarray, n_paths: int, n_cohorts: int, n_months: int, fi
             got=f"a sum off by {gap:.3g}, minimum {lowest:.3g}",
             where=f"batch at path {first}",
         )
-    return plain
-
-
-@njit(nogil=True, cache=True)
-def _worst_row(rows_NK: Any) -> Any:
-    """Largest |sum - 1| and smallest entry in one pass; infinite where an entry is not a number."""
-    gap, lowest = 0.0, 0.0
-    for n in range(rows_NK.shape[0]):
-        total = 0.0
-        for k in range(rows_NK.shape[1]):
-            total += rows_NK[n, k]
-            lowest = min(lowest, rows_NK[n, k])
-        if not abs(total - 1.0) <= gap:
-            gap = abs(total - 1.0) if total == total else np.inf
-    return gap, lowest
-
-
-def path_weights(weights_P: np.ndarray | None, n_paths: int) -> np.ndarray:
-    """Weights of mean 1."""
-    if weights_P is None:
-        return np.ones(n_paths)
-    weights = np.asarray(weights_P, dtype=float)
-    if (
-        weights.shape != (n_paths,)
-        or not np.isfinite(weights).all()
-        or weights.min() < 0
-        or weights.sum() <= 0
-    ):
-        raise SimulationError("path weights make no sense", expected=f"{n_paths} numbers >= 0, not all 0")
-    return weights * (n_paths / weights.sum())
 
 
 def simulation_table(simulated: SimulatedCash, scenario: str, first_path: int = 0) -> pl.DataFrame:
