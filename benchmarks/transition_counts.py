@@ -4,8 +4,9 @@
 
 The panel is as the store gives it back, in chunks. `extract_transitions` against a bare DuckDB window query
 (lag over loan and path, months adjacent; no rule for duplicates or origination), both over text loan ids and
-both over integer ones; DuckDB partitions by the integer alone, its best case. Checked first: the compiled pass equals `transition_table`, the full
-query in DuckDB, on the smallest size. Interleaved A B C rounds, median of the ratios. DuckDB uses all cores.
+both over integer ones; DuckDB partitions by the integer alone, its best case. Checked first: the compiled
+pass equals `transition_table`, the full query in DuckDB, on the smallest size. Interleaved rounds, median of
+the ratios. DuckDB uses all cores.
 """
 
 from __future__ import annotations

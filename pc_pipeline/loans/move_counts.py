@@ -23,6 +23,7 @@ from pc_pipeline.schemas.states import N_STATES
 _FEWEST: Final = 100_000  # rows a slice holds at least, on average
 _LONGEST_MONTH: Final = 31
 _NO_STATE: Final = -1
+_READ: Final = (*KEY, "reporting_month", "vintage_month", "loan_state")
 
 
 @numba.njit(cache=True, nogil=True)
@@ -80,14 +81,17 @@ def _count_slice(
 
 
 def _edges(frame: pl.DataFrame) -> list[int]:
-    """Where slices begin and end: at chunk borders and, within long chunks, evenly."""
+    """Where slices begin and end: wherever a column has a chunk border and, within long chunks, evenly."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     longest = max(_FEWEST, -(-frame.height // cores))
+    borders = {0}
+    for name in frame.columns:
+        borders |= set(itertools.accumulate(frame[name].chunk_lengths()))
     edges = [0]
-    for length in frame["loan_id"].chunk_lengths():
-        parts = max(1, -(-length // longest))
-        edges += [edges[-1] + length * part // parts for part in range(1, parts + 1)]
-    return [edge for edge, after in itertools.pairwise([*edges, -1]) if edge != after]
+    for low, high in itertools.pairwise(sorted(borders)):
+        parts = max(1, -(-(high - low) // longest))
+        edges += [low + (high - low) * part // parts for part in range(1, parts + 1)]
+    return edges
 
 
 def count_in_order(frame: pl.DataFrame) -> tuple[np.ndarray, int] | None:
@@ -99,15 +103,17 @@ def count_in_order(frame: pl.DataFrame) -> tuple[np.ndarray, int] | None:
     Raises:
         DataError: a state outside 0-6.
     """
-    if frame["loan_id"].n_chunks() * _FEWEST > 10 * max(frame.height, _FEWEST):
+    frame = frame.select(_READ)
+    edges = _edges(frame)
+    if len(edges) * _FEWEST > 10 * max(frame.height, _FEWEST):
         frame = frame.rechunk()
+        edges = _edges(frame)
     day = frame["reporting_month"].to_physical()
     lowest, highest = int(str(day.min())), int(str(day.max()))
     first_day, month_of_day = month_table(lowest - _LONGEST_MONTH, highest)
     start = int(month_of_day[lowest - first_day])
     place_of_day = month_of_day - start
     n_months = int(place_of_day[-1]) + 1
-    edges = _edges(frame)
     slices = [frame.slice(low, high - low) for low, high in itertools.pairwise(edges)]
     keys = [[tuple(part[name][place] for name in KEY) for place in (0, -1)] for part in slices]
 

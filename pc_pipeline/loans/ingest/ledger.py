@@ -49,6 +49,7 @@ OBSERVED_COLUMNS: Final[dict[str, Any]] = {
     "days_past_due": pl.Int64,
     "recovery": pl.Float64,  # ultimate, on the default row
 }
+_IS_DEFAULT: Final = pl.col("loan_state") == LoanState.default
 _LOAN_FACTS: Final = (
     "loan_id",
     "asset_class",
@@ -102,78 +103,13 @@ def build_panel(
     Returns:
         Table loan_panel; money rounded to cents.
     """
-    first = pl.col("loan_id") != pl.col("loan_id").shift(1).fill_null("")
-    is_default = pl.col("loan_state") == LoanState.default
-    ended_paid = pl.col("loan_state") > LoanState.default
-    absent = [
-        pl.lit(None, kind).alias(name)
-        for name, kind in OBSERVED_COLUMNS.items()
-        if name not in observed.columns
-    ]
-    facts = (
-        observed.with_columns(absent)
-        .join(loans.select(_LOAN_FACTS), on="loan_id", how="inner", maintain_order="left")
-        .with_columns(
-            pl.col("rate").fill_null(pl.col("interest_rate")),
-            (month_index_expr("reporting_month") - month_index_expr("vintage_month"))
-            .cast(pl.Int64)
-            .alias("age"),
-            pl.col("original_balance").round(2),
-            pl.col("days_past_due").fill_null(days_from_state(pl.col("loan_state"))),
-        )
-    )
-    filed = (
-        pl.when(is_default | ended_paid).then(0.0).otherwise(pl.col("filed_balance").clip(0.0, None).round(2))
-    )
-    # first seen with age and no opening balance filed: what the month itself paid is unknown, so nothing
-    seasoned = (pl.col("age") > 1) & (pl.col("loan_state") < LoanState.default)
-    unseen = pl.when(seasoned).then(pl.col("balance")).otherwise(pl.col("original_balance"))
-    running = facts.with_columns(
-        pl.min_horizontal(filed, "original_balance").cum_min().over("loan_id").alias("balance"),
-        first.alias("first"),
-    ).with_columns(
-        pl.when("first")
-        .then(pl.col("original_balance"))
-        .otherwise(pl.col("balance").shift(1))
-        .alias("before"),
-        pl.when("first")
-        .then(pl.min_horizontal(pl.coalesce("opening_balance", unseen), "original_balance"))
-        .otherwise(pl.col("balance").shift(1))
-        .alias("held"),
-    )
-    fall = (pl.col("before") - pl.col("balance")).round(2)
-    month_fall = (pl.col("held") - pl.col("balance")).clip(0.0, None)
-    history = (pl.col("before") - pl.col("held")).clip(0.0, None)
-    at_default = pl.min_horizontal(pl.col("principal").fill_null(0.0).clip(0.0, None), "held")
-    due = pl.col("scheduled").fill_null(_contract_payment()).clip(0.0, None)
-    was_ahead = _ahead(pl.col("held"), pl.col("age") - 1)
-    cash = running.with_columns(
-        pl.when(is_default).then(history + at_default).otherwise(fall).round(2).alias("principal_paid"),
-        pl.when(is_default).then(at_default).otherwise(month_fall).round(2).alias("month_principal"),
-        _interest_paid_through(is_default).alias("accrued"),
-        pl.when(history > CENT).then(0.0).otherwise(due).round(2).alias("scheduled_payment"),
-        _ahead(pl.col("balance"), pl.col("age")).alias("ahead"),
-    ).with_columns(
-        pl.coalesce(pl.col("paid") - pl.col("month_principal"), "accrued")
-        .clip(0.0, None)
-        .round(2)
-        .alias("interest_paid"),
-        pl.when(is_default)
-        .then(fall - pl.col("principal_paid"))
-        .otherwise(0.0)
-        .round(2)
-        .alias("charge_off_amount"),
-        pl.when("first").then(was_ahead).otherwise(pl.col("ahead").shift(1)).alias("was"),
-    )
+    cash = _with_cash(_with_balances(_with_facts(observed, loans)))
     recovery = (
-        pl.when(is_default).then(pl.col("recovery").fill_null(0.0).clip(0.0, None)).otherwise(0.0).round(2)
+        pl.when(_IS_DEFAULT).then(pl.col("recovery").fill_null(0.0).clip(0.0, None)).otherwise(0.0).round(2)
     )
+    ahead = pl.coalesce("prepaid", pl.col("ahead") - pl.col("was")).clip(0.0, None)
     panel = cash.with_columns(
-        pl.min_horizontal(
-            "month_principal", pl.coalesce("prepaid", pl.col("ahead") - pl.col("was")).clip(0.0, None)
-        )
-        .round(2)
-        .alias("prepayment_amount"),
+        pl.min_horizontal("month_principal", ahead).round(2).alias("prepayment_amount"),
         (pl.col("interest_paid") + pl.col("principal_paid")).round(2).alias("actual_payment"),
         pl.col("balance").round(2).alias("outstanding_balance"),
         recovery.alias("recovery_amount"),
@@ -181,6 +117,67 @@ def build_panel(
         months_in_state(pl.col("loan_state")).alias("months_in_state"),
     )
     return finish_panel(panel, macro)
+
+
+def _with_facts(observed: pl.DataFrame, loans: pl.DataFrame) -> pl.DataFrame:
+    """Observed months with their loan's terms; columns that were not filed as null; `first` row of a loan."""
+    absent = [
+        pl.lit(None, kind).alias(name)
+        for name, kind in OBSERVED_COLUMNS.items()
+        if name not in observed.columns
+    ]
+    age = month_index_expr("reporting_month") - month_index_expr("vintage_month")
+    return (
+        observed.with_columns(absent)
+        .join(loans.select(_LOAN_FACTS), on="loan_id", how="inner", maintain_order="left")
+        .with_columns(
+            pl.col("rate").fill_null(pl.col("interest_rate")),
+            age.cast(pl.Int64).alias("age"),
+            pl.col("original_balance").round(2),
+            pl.col("days_past_due").fill_null(days_from_state(pl.col("loan_state"))),
+            (pl.col("loan_id") != pl.col("loan_id").shift(1).fill_null("")).alias("first"),
+        )
+    )
+
+
+def _with_balances(facts: pl.DataFrame) -> pl.DataFrame:
+    """Adds `balance` at its lowest so far, `before` it in the ledger, and `held` when the month began."""
+    ended = pl.col("loan_state") >= LoanState.default
+    filed = pl.when(ended).then(0.0).otherwise(pl.col("filed_balance").clip(0.0, None).round(2))
+    # first seen with age and no opening balance filed: what the month itself paid is unknown, so nothing
+    seasoned = (pl.col("age") > 1) & (pl.col("loan_state") < LoanState.default)
+    unseen = pl.when(seasoned).then(pl.col("balance")).otherwise(pl.col("original_balance"))
+    opening = pl.min_horizontal(pl.coalesce("opening_balance", unseen), "original_balance")
+    lowest = pl.min_horizontal(filed, "original_balance").cum_min().over("loan_id").alias("balance")
+    last = pl.col("balance").shift(1)
+    return facts.with_columns(lowest).with_columns(
+        pl.when("first").then(pl.col("original_balance")).otherwise(last).alias("before"),
+        pl.when("first").then(opening).otherwise(last).alias("held"),
+    )
+
+
+def _with_cash(running: pl.DataFrame) -> pl.DataFrame:
+    """Adds principal, interest, what was due and charged off, and how far ahead of schedule it stands."""
+    fall = (pl.col("before") - pl.col("balance")).round(2)
+    month_fall = (pl.col("held") - pl.col("balance")).clip(0.0, None)
+    history = (pl.col("before") - pl.col("held")).clip(0.0, None)
+    at_default = pl.min_horizontal(pl.col("principal").fill_null(0.0).clip(0.0, None), "held")
+    due = pl.col("scheduled").fill_null(_contract_payment()).clip(0.0, None)
+    was_ahead = _ahead(pl.col("held"), pl.col("age") - 1)
+    principal = running.with_columns(
+        pl.when(_IS_DEFAULT).then(history + at_default).otherwise(fall).round(2).alias("principal_paid"),
+        pl.when(_IS_DEFAULT).then(at_default).otherwise(month_fall).round(2).alias("month_principal"),
+        _interest_paid_through(_IS_DEFAULT).alias("accrued"),
+        pl.when(history > CENT).then(0.0).otherwise(due).round(2).alias("scheduled_payment"),
+        _ahead(pl.col("balance"), pl.col("age")).alias("ahead"),
+    )
+    interest = pl.coalesce(pl.col("paid") - pl.col("month_principal"), "accrued").clip(0.0, None)
+    written = pl.when(_IS_DEFAULT).then(fall - pl.col("principal_paid")).otherwise(0.0)
+    return principal.with_columns(
+        interest.round(2).alias("interest_paid"),
+        written.round(2).alias("charge_off_amount"),
+        pl.when("first").then(was_ahead).otherwise(pl.col("ahead").shift(1)).alias("was"),
+    )
 
 
 def finish_panel(panel: pl.DataFrame, macro: pl.DataFrame | None = None) -> pl.DataFrame:

@@ -21,7 +21,7 @@ from pc_pipeline.loans.ingest.adapter import Adapter, Options
 from pc_pipeline.loans.ingest.canonical import Canonical
 from pc_pipeline.loans.ingest.covariates import add_covariates
 from pc_pipeline.loans.ingest.fannie_mae import FannieMae
-from pc_pipeline.loans.ingest.files import Part, check_doubles, source_sha256, survey, where
+from pc_pipeline.loans.ingest.files import DELIMITERS, Part, check_doubles, source_sha256, survey, where
 from pc_pipeline.loans.ingest.mapping import load_mapping, mapped_parts
 from pc_pipeline.loans.ingest.not_tapes import why_no_tape
 from pc_pipeline.loans.ingest.quarterly_mortgage import QuarterlyMortgage
@@ -66,9 +66,17 @@ def _recognise(parts: Sequence[Part]) -> str:
         raise IngestError("this is no loan tape", expected="one row a loan", got=known, where=_place(parts))
     for part in parts:
         check_doubles(part)
+        if part.kind == "delimited" and len(part.columns) == 1:
+            raise IngestError(
+                "the first line is one field",
+                expected=f"column names separated by one of {' '.join(map(repr, DELIMITERS))}",
+                got=part.columns[0][:100],
+                where=part.path,
+            )
     raise IngestError(
         "no adapter knows this delivery",
-        expected="; ".join(f"{adapter.name}: {adapter.expects}" for adapter in ADAPTERS.values()),
+        expected="columns of one of these, or a mapping of yours (pc map drafts one):\n"
+        + "\n".join(f"    {adapter.name}: {adapter.expects}" for adapter in ADAPTERS.values()),
         got="; ".join(f"{where(part)}: {', '.join(part.columns[:12]) or part.kind}" for part in parts[:5]),
         where=parts[0].path,
     )
