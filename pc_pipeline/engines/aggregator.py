@@ -7,8 +7,9 @@ them. Not here: the kernel and estimators (`simulation`), the deal's rules (`wat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import narwhals as nw
@@ -19,20 +20,23 @@ from torch import Tensor, nn
 
 from pc_pipeline.core.errors import ConfigError, SimulationError
 from pc_pipeline.core.rng import derive_seed
+from pc_pipeline.engines.macro_sources import draw_macro
 from pc_pipeline.engines.results import SimulationResults, macro_fan
 from pc_pipeline.engines.tranches import tranche_results
 from pc_pipeline.loans.features import cohort_table
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.schemas.states import LoanState
-from pc_pipeline.schemas.units import CASH_CHANNELS, N_CASH, N_MACRO, canonical_scenario
+from pc_pipeline.schemas.units import CASH_CHANNELS, N_CASH, canonical_scenario
 from pc_pipeline.simulation.distil import CompiledLoans, DistilConfig, distil_loans
 from pc_pipeline.simulation.monte_carlo import (
+    Control,
     Progress,
     SimulatedCash,
     SimulationConfig,
     cash_from_table,
     simulate_pool,
 )
+from pc_pipeline.simulation.paths import MacroPaths
 from pc_pipeline.simulation.pool import DEFAULT_SEVERITY, pool_arrays
 from pc_pipeline.simulation.rows import NetworkRows, loan_inputs
 from pc_pipeline.waterfall.config import WaterfallConfig
@@ -46,7 +50,6 @@ CONVENTIONS = {
     "cash": "paid-through ledger: a cure pays arrears, 90dpd pays nothing, a default charges off the balance",
     "reinvestment": "principal kept for reinvestment buys a pro rata slice of the living pool",
 }
-MacroSource = Callable[[str, int, int, int], np.ndarray]  # scenario, paths, months, seed -> (P, T, 9)
 
 
 class PortfolioAggregator(nn.Module):
@@ -145,7 +148,7 @@ class PortfolioAggregator(nn.Module):
     def simulate(
         self,
         pool: pl.DataFrame,
-        macro_paths_PTM: np.ndarray,
+        macro: np.ndarray | MacroPaths,
         transition_model: Any,
         compiled: CompiledLoans | None = None,
         config: SimulationConfig | None = None,
@@ -154,21 +157,25 @@ class PortfolioAggregator(nn.Module):
         reference_month: int | None = None,
         severity_GQ: np.ndarray | None = None,
         weights: np.ndarray | None = None,
+        control: Control | None = None,
+        run_folder: str | Path | None = None,
         progress: Progress | None = None,
     ) -> SimulatedCash:
         """Pool cash along given macro paths; the deal plays no part.
 
         Args:
             pool: `pool` table with tape columns.
-            macro_paths_PTM: (P, T, 9); T is the horizon.
+            macro: paths (P, T, 9), bare or as a macro source gives them; T is the horizon.
             transition_model: `TransitionTransformer`.
             compiled: the loan model in compiled form (`simulation.distil`); None: loans move as their cohort.
             start: first simulated month, for the calendar; None is neutral.
             reference_month: where vintage_index is 0 (month index), as in training.
             severity_GQ: loss given default quantiles by asset class; those of `compiled` without it.
+            control, run_folder: as `control`, `folder` of `simulation.monte_carlo.simulate_pool`.
         """
         cohorts = cohort_table(pool)
-        n_months = np.shape(macro_paths_PTM)[1] if np.ndim(macro_paths_PTM) == 3 else 0
+        values = macro.values_PTM if isinstance(macro, MacroPaths) else macro
+        n_months = np.shape(values)[1] if np.ndim(values) == 3 else 0
         if severity_GQ is None:
             severity_GQ = DEFAULT_SEVERITY if compiled is None else compiled.severity_GQ
         arrays = pool_arrays(pool, cohorts, n_months, severity_GQ=severity_GQ)
@@ -180,7 +187,16 @@ class PortfolioAggregator(nn.Module):
         )
         residual = None if compiled is None else compiled.weights(loan_inputs(pool, reference_month))
         return simulate_pool(
-            arrays, cohorts, macro_paths_PTM, rows, residual, config, weights_P=weights, progress=progress
+            arrays,
+            cohorts,
+            macro,
+            rows,
+            residual,
+            config,
+            weights_P=weights,
+            control=control,
+            folder=run_folder,
+            progress=progress,
         )
 
     def report(
@@ -204,12 +220,17 @@ class PortfolioAggregator(nn.Module):
         if isinstance(simulations, SimulatedCash):
             cash, index, weights = simulations.cash_PTC, simulations.index_rate_PT, simulations.weights_P
             pool_balance = pool_balance or simulations.pool_balance
+            drawn = {
+                name: getattr(simulations, name)
+                for name in ("strata_P", "scenario_P", "control_P", "control_mean")
+            }
         else:
             names = simulations["scenario"].unique().to_list()
             if len(names) != 1:
                 raise SimulationError("one scenario at a time", expected="one name", got=sorted(names))
             scenario = scenario or names[0]
             cash, index, weights = cash_from_table(simulations)
+            drawn = {}
         balance = pool_balance or _principal_in_all(cash)
         paid = self.run(np.ascontiguousarray(cash), balance, index)
         totals = cash.sum(axis=1)
@@ -225,6 +246,7 @@ class PortfolioAggregator(nn.Module):
             seeds=dict(seeds or {}),
             model_versions=dict(model_versions or {}),
             diagnostics=dict(diagnostics or {}),
+            **drawn,
         )
 
     # ---- the whole --------------------------------------------------------------------------
@@ -232,12 +254,13 @@ class PortfolioAggregator(nn.Module):
     def monte_carlo_simulate(
         self,
         loans_df: Any,
-        macro_vae: Any,
-        transition_model: Any,
+        macro_vae: Any = None,
+        transition_model: Any = None,
         trajectory_model: Any = None,
         n_simulations: int = 10_000,
         scenario_mix: Mapping[str, float] | None = None,
         *,
+        macro_source: Any = None,
         n_months: int = 60,
         seed: int = 0,
         start: date | None = None,
@@ -246,19 +269,25 @@ class PortfolioAggregator(nn.Module):
         config: SimulationConfig | None = None,
         reference_month: int | None = None,
         model_versions: Mapping[str, str] | None = None,
+        control: Control | None = None,
+        run_folder: str | Path | None = None,
         progress: Progress | None = None,
     ) -> SimulationResults:
         """Full Monte Carlo: macro paths, cohort rows, loans, cash, waterfall, measures.
 
         Args:
             loans_df: tape (every loan new) or pool, polars or pandas.
-            macro_vae: `MacroVAE`, any `MacroSource`, or an array (n_simulations, T, 9).
+            macro_vae: `MacroVAE`, or anything that `macro_source` may be.
             transition_model: `TransitionTransformer`.
             trajectory_model: `LoanTrajectoryModel`, distilled unless `compiled` is given; None: loans move
                 as their cohort.
             n_simulations: macro paths; each carries the whole pool.
             scenario_mix: name -> share; shares sum to 1. None: baseline alone. 'severe' is accepted.
+            macro_source: where macro paths come from instead of the VAE: history, supervisory or custom
+                scenarios, own paths or function, a `TailSource`; see `engines.macro_sources.as_source`.
             n_months: horizon.
+            control: expected loss given each path, as a control variate; see `simulate_pool`.
+            run_folder: keep finished batches there; the same call after a kill goes on from them.
             seed: of everything drawn here.
             reference_month: as in `simulate`; the trained `trajectory_model` knows its own.
 
@@ -266,16 +295,23 @@ class PortfolioAggregator(nn.Module):
             ConfigError: the mix does not sum to 1. SimulationError: see `simulation.monte_carlo`.
         """
         pool = _as_pool(loans_df)
+        source = macro_vae if macro_source is None else macro_source
+        if source is None or transition_model is None:
+            raise ConfigError(
+                "a run needs a macro source and a transition model", got=(source, transition_model)
+            )
         if reference_month is None:
             reference_month = int(getattr(trajectory_model, "reference_month", 0)) or None
         mix = check_mix(scenario_mix)
-        macro = draw_macro(macro_vae, mix, n_simulations, n_months, derive_seed(seed, "macro"))
+        config = config or SimulationConfig(seed=seed)
+        pool_arrays(pool, cohort_table(pool), n_months)  # a pool that cannot be simulated fails here
+        macro = draw_macro(source, mix, n_simulations, n_months, derive_seed(seed, "macro"))
         if compiled is None and trajectory_model is not None:
             compiled = distil_loans(
                 trajectory_model,
                 transition_model,
                 pool,
-                macro[_spread(n_simulations, (distil or DistilConfig()).n_paths)],
+                macro.values_PTM[_spread(n_simulations, (distil or DistilConfig()).n_paths)],
                 distil or DistilConfig(seed=seed),
                 start=start,
                 reference_month=reference_month,
@@ -285,9 +321,11 @@ class PortfolioAggregator(nn.Module):
             macro,
             transition_model,
             compiled,
-            config or SimulationConfig(seed=seed),
+            config,
             start=start,
             reference_month=reference_month,
+            control=control,
+            run_folder=run_folder,
             progress=progress,
         )
         name = " + ".join(
@@ -296,7 +334,9 @@ class PortfolioAggregator(nn.Module):
         return self.report(
             simulated,
             scenario=name,
-            macro_fan_report=macro_fan(macro, name),
+            macro_fan_report=macro_fan(
+                macro.values_PTM, name, None if macro.weights_P is None else simulated.weights_P
+            ),
             seeds={"simulation": seed},
             model_versions=model_versions,
             diagnostics={} if compiled is None else compiled.distance,
@@ -315,47 +355,6 @@ def check_mix(scenario_mix: Mapping[str, float] | None) -> dict[str, float]:
     if min(mix.values()) < 0 or abs(sum(mix.values()) - 1.0) > 1e-6:
         raise ConfigError("scenario shares make no mix", expected="shares >= 0 that sum to 1", got=mix)
     return {name: share for name, share in mix.items() if share > 0}
-
-
-def paths_by_scenario(mix: Mapping[str, float], n_paths: int) -> dict[str, int]:
-    """Paths to each scenario, in proportion (largest remainder), none drawn at random."""
-    exact = {name: share * n_paths for name, share in mix.items()}
-    counts = {name: int(value) for name, value in exact.items()}
-    rest = sorted(exact, key=lambda name: counts[name] - exact[name])
-    for name in rest[: n_paths - sum(counts.values())]:
-        counts[name] += 1
-    return counts
-
-
-def draw_macro(source: Any, mix: Mapping[str, float], n_paths: int, n_months: int, seed: int) -> np.ndarray:
-    """(P, T, 9) macro paths: scenarios one after the other.
-
-    Args:
-        source: `MacroVAE` (its `generate`), a function, or the paths themselves.
-    """
-    if n_paths < 1 or n_months < 1:
-        raise ConfigError(
-            "nothing to simulate", expected="n_simulations, n_months >= 1", got=(n_paths, n_months)
-        )
-    if isinstance(source, np.ndarray):
-        if source.ndim != 3 or source.shape[0] < n_paths or source.shape[1] < n_months:
-            raise SimulationError(
-                "the macro source is shorter than the run",
-                expected=f"at least ({n_paths}, {n_months}, {N_MACRO})",
-                got=source.shape,
-            )
-        return source[:n_paths, :n_months]
-    parts = []
-    for name, count in paths_by_scenario(mix, n_paths).items():
-        if count == 0:
-            continue
-        if hasattr(source, "generate"):
-            with torch.inference_mode():
-                drawn = source.generate(scenario=name, seq_length=n_months, n_samples=count, seed=seed)
-            parts.append(drawn.cpu().numpy())
-        else:
-            parts.append(np.asarray(source(name, count, n_months, seed)))
-    return np.concatenate(parts)
 
 
 def _spread(n_paths: int, wanted: int) -> np.ndarray:

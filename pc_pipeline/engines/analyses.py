@@ -13,7 +13,8 @@ import polars as pl
 
 from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.core.rng import derive_seed
-from pc_pipeline.engines.aggregator import PortfolioAggregator, check_mix, paths_by_scenario
+from pc_pipeline.engines.aggregator import PortfolioAggregator, check_mix
+from pc_pipeline.engines.macro_sources import paths_by_scenario
 from pc_pipeline.engines.results import SimulationResults
 from pc_pipeline.engines.study import Study
 from pc_pipeline.engines.tail_source import TailSource

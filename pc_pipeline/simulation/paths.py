@@ -37,7 +37,9 @@ class MacroPaths:
 class MacroSource(Protocol):
     """Draws macro paths of a scenario; path k depends on (source, scenario, months, seed, k) alone."""
 
-    longest: int | None  # months it can give; None where any number
+    @property
+    def longest(self) -> int | None:
+        """Months it can give; None where any number."""
 
     def draw(
         self, scenario: str, n_paths: int, n_months: int, seed: int, first_path: int = 0

@@ -9,7 +9,8 @@ import torch
 from polars.testing import assert_frame_equal
 
 from pc_pipeline.core.errors import ConfigError, SimulationError
-from pc_pipeline.engines.aggregator import PortfolioAggregator, check_mix, paths_by_scenario
+from pc_pipeline.engines.aggregator import PortfolioAggregator, check_mix
+from pc_pipeline.engines.macro_sources import paths_by_scenario
 from pc_pipeline.engines.results import SimulationResults
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
