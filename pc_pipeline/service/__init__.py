@@ -7,6 +7,7 @@
     guard      what every request meets first         shelf     folders and files of the service
     problems   errors as problem+json (faults)        desk      what every address works with
     docs_page  the documentation page                 server    uvicorn, with patience that ends
+    downloads  files as answers
     cascade    the engine of payment sequences now    catalogue models, scenarios and deals by name
 
 The process that answers requests loads no network: models run in workers. Not here: any model, any figure.

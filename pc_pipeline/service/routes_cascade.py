@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pc_pipeline.service.cascade import current_rows
 from pc_pipeline.service.desk import Desk, desk_of, problems, raise_failure, status_url
+from pc_pipeline.service.downloads import send_file
 from pc_pipeline.service.jobs import Job
 from pc_pipeline.service.payloads import Generated, GenerateRequest, PortfolioId, Status, Transitions
 from pc_pipeline.service.problems import Problem
@@ -123,7 +124,7 @@ async def probabilities(
 def download_csv(request: Request, portfolio_id: PortfolioId) -> Response:
     """The generated histories: loan_id, borrower_id, month, payment_status, payment_amount,
     principal_remaining, days_past_due, payment_date. Ranges are served: a broken download can go on."""
-    return _download(desk_of(request), portfolio_id, "csv", "text/csv")
+    return _download(request, portfolio_id, "csv", "text/csv")
 
 
 @router.get(
@@ -141,20 +142,20 @@ def download_csv(request: Request, portfolio_id: PortfolioId) -> Response:
 )
 def download_parquet(request: Request, portfolio_id: PortfolioId) -> Response:
     """The same rows, typed; there when the request asked for `parquet`."""
-    return _download(desk_of(request), portfolio_id, "parquet", "application/vnd.apache.parquet")
+    return _download(request, portfolio_id, "parquet", "application/vnd.apache.parquet")
 
 
 @router.head("/download/{portfolio_id}/payment_sequences.csv", include_in_schema=False)
 def head_csv(request: Request, portfolio_id: PortfolioId) -> Response:
     """Size of the CSV."""
-    return _download(desk_of(request), portfolio_id, "csv", "text/csv")
+    return _download(request, portfolio_id, "csv", "text/csv")
 
 
-def _download(desk: Desk, portfolio_id: str, kind: str, media_type: str) -> Response:
+def _download(request: Request, portfolio_id: str, kind: str, media_type: str) -> Response:
+    desk = desk_of(request)
     path = desk.shelf.sequences_file(portfolio_id, kind)
     if path is not None:
-        name = f"payment_sequences.{kind}"
-        return FileResponse(path, media_type=media_type, filename=name, stat_result=path.stat())
+        return send_file(request, path, media_type, f"payment_sequences.{kind}")
     active: list[Any] = [job for job in desk.jobs.active(portfolio_id) if job.kind == "sequences"]
     if active:
         raise Problem(

@@ -11,6 +11,7 @@ from pc_pipeline import __version__
 from pc_pipeline.service.cascade import current_rows
 from pc_pipeline.service.catalogue import can_simulate, deal_names, model_cards, scenario_names
 from pc_pipeline.service.desk import JOB_ID, Desk, desk_of, problems, status_url
+from pc_pipeline.service.downloads import send_file
 from pc_pipeline.service.jobs import Job
 from pc_pipeline.service.payloads import Health, JobAnswer, Models, Simulation, SimulationRequest
 from pc_pipeline.service.problems import Problem
@@ -205,4 +206,4 @@ def simulation_file(
             404, "there is no such file", f"expected: {', '.join(job.result.get('files', [])) or 'none yet'}"
         )
     path = desk.shelf.simulation_file(job_id, name)
-    return FileResponse(path, media_type=_MEDIA[path.suffix[1:]], filename=name)
+    return send_file(request, path, _MEDIA[path.suffix[1:]], name)

@@ -117,7 +117,15 @@ def test_parquet_twin_ranges_and_start(served: Served) -> None:
     part = served.client.get(f"{address}.csv", headers={"Range": "bytes=100-199"})
     assert (part.status_code, part.content) == (206, whole[100:200])
     late = served.client.get(f"{address}.csv", headers={"Range": f"bytes={len(whole)}-"})
-    assert late.status_code == 416
+    assert (late.status_code, late.headers["content-type"]) == (416, "application/problem+json")
+    assert late.headers["content-range"] == f"bytes */{len(whole)}"
+    for odd in (
+        "bytes=5-1",
+        "lines=1-2",
+        "bytes=",
+        "bytes=" + ",".join(f"{i}-{i}" for i in range(0, 4000, 2)),
+    ):
+        assert served.client.get(f"{address}.csv", headers={"Range": odd}).content == whole
     assert int(served.client.head(f"{address}.csv").headers["content-length"]) == len(whole)
 
 
