@@ -9,6 +9,7 @@ loan models and the ledger, free of luck in the macro path; loans' own luck stay
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from datetime import date
 from typing import Final
@@ -22,8 +23,10 @@ from pc_pipeline.engines.aggregator import PortfolioAggregator
 from pc_pipeline.engines.fidelity.chain import Chain, trained_chain
 from pc_pipeline.engines.fidelity.table import Request, figure, figures
 from pc_pipeline.engines.stages.results import SimulationStage, simulate
+from pc_pipeline.engines.stages.scoring import ScoringSet, fresh_test_set
 from pc_pipeline.loans.macro_index import macro_paths
 from pc_pipeline.loans.pool import pool_snapshot
+from pc_pipeline.scenarios.generator import MacroScenarioGenerator, macro_table
 from pc_pipeline.schemas.states import LoanState
 from pc_pipeline.schemas.units import CASH_CHANNELS, STANDARD_SCENARIOS
 from pc_pipeline.simulation.distil import CompiledLoans
@@ -33,9 +36,11 @@ from pc_pipeline.training.joint import GUARD
 
 SECTION: Final = "portfolio"
 CUT_OFF: Final = 12  # months after the first vintage: every loan has come in by then
-REPEATS: Final = 64  # simulations along each lived path
+REPEATS: Final = 32  # simulations along each lived path
 LARGEST_STAGE: Final = 1000  # paths per scenario of the order of scenarios
 WITHIN: Final = 0.10
+TEST_LOANS: Final = 8000
+TEST_PATHS: Final = 16
 _BOOTSTRAP: Final = 999
 
 
@@ -60,12 +65,24 @@ class LivedPool:
 def measure(request: Request) -> pl.DataFrame:
     """All figures of the section."""
     chain = trained_chain(request)
-    lived = lived_pools(chain, CUT_OFF)
+    lived = lived_pools(dataclasses.replace(chain, test=_large_test(chain)), CUT_OFF)
     rows = [*_loss_rows(chain, lived), *_order_rows(chain), *_joint_rows(chain)]
     return figures(rows)
 
 
 # ---- expected loss ------------------------------------------------------------------------------
+
+
+def _large_test(chain: Chain) -> ScoringSet:
+    """Fresh loans on fresh paths, so many that their own luck does not decide."""
+    config, tape = chain.recipe.macro_paths, chain.recipe.tape
+    fresh = MacroScenarioGenerator(
+        n_months=config.n_months,
+        start_date=f"{config.start_month}-01",
+        random_seed=derive_seed(config.seed, "fidelity", "test") % 2**31,
+    )
+    paths = pl.concat([macro_table(fresh, name, TEST_PATHS) for name in STANDARD_SCENARIOS])
+    return fresh_test_set(tape.generator(), paths, n_loans=min(TEST_LOANS, 4 * tape.n_loans))
 
 
 def lived_pools(chain: Chain, cut_off: int, n_months: int | None = None) -> list[LivedPool]:
