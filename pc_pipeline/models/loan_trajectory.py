@@ -122,7 +122,7 @@ class TrajectoryConfig:
 
 
 def risk_directions(layer: nn.Linear) -> nn.Linear:
-    """(28,V) weights whose first direction begins as 'worse': up for worse states, down for cures and exits."""
+    """(28,V) weights whose first direction begins as 'worse': up for worse states, down for cures, exits."""
     rows = torch.zeros(N_LIVING, N_STATES)
     for state in range(N_LIVING):
         rows[state, state + 1 : LoanState.prepaid] = 1.0
@@ -328,6 +328,17 @@ class LoanTrajectoryModel(nn.Module):
         """Take scaling constants from training loans (N,24 or more)."""
         self.loan_scale.fit(loan_features[:, _SCALED])
         self.reference_month.fill_(reference_month)
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Set the residual to zero: the model is its cohort. The value head stays as it is."""
+        outputs = [self.out, self.wide_loan, self.wide_moment, self.wide_vintage, self.wide_segment]
+        if self.config.reads_payments:
+            outputs.append(self.wide_history)
+        for layer in outputs:
+            zero_init(layer)
+        for table in (self.wide_recency, self.season.month, self.season.weekday):
+            table.zero_()
 
     @torch.no_grad()
     def generate(

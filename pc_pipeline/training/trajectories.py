@@ -11,6 +11,7 @@ Padding is never trained on. Loans, not months, are held out for validation.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +60,7 @@ __all__ = [
     "trajectory_data",
 ]
 
+LOG: Final = logging.getLogger("pc_pipeline.training")
 _VALUE_SAMPLE: Final = 512  # living loan-months per batch whose payment ratio is learned from
 _HELD_OUT_SHARE: Final = 1 / 8
 _HIDDEN_SHARE: Final = 1 / 8
@@ -112,7 +114,9 @@ class TrajectoryTrainer:
 
         Returns:
             The loop's history, and: val_state_loss, cohort_state_loss (zero residual, same rows; nats per
-            loan-month), val_value_loss, n_trajectories, n_loan_months, has_cohort_rows, data_fingerprint.
+            loan-month), fallback ('cohort' where the network predicted held-out loans worse than the cohort
+            alone, whose residual is then zero), val_value_loss, n_trajectories, n_loan_months,
+            has_cohort_rows, data_fingerprint.
 
         Raises:
             DataError: no histories, or they hold moves that the cohort rows exclude.
@@ -149,8 +153,19 @@ class TrajectoryTrainer:
             on_epoch=on_epoch,
         )
         state_loss, value_loss = evaluate(self.model, data, validation)
+        is_worse = state_loss > cohort_loss
+        if is_worse:
+            LOG.warning(
+                "the loan network is worse than its cohort on held-out loans (%.5f against %.5f nats): its "
+                "residual is set to zero",
+                state_loss,
+                cohort_loss,
+            )
+            self.model.silence()
+            state_loss = cohort_loss
         return history_of | {
             "val_state_loss": state_loss,
+            "fallback": "cohort" if is_worse else "",
             "cohort_state_loss": cohort_loss,
             "val_value_loss": value_loss,
             "n_trajectories": len(data),
@@ -227,7 +242,7 @@ def batch_losses(
 
 
 def _with_teacher(state: Tensor, logits: Tensor, taught: Tensor) -> Tensor:
-    """(n,) losses, `_TAUGHT_SHARE` of each against the teacher where it speaks; excluded moves cost nothing."""
+    """(n,) losses, `_TAUGHT_SHARE` of each against the teacher where it speaks; excluded moves are free."""
     speaks = torch.isfinite(taught).all(-1)
     possible = ~torch.isneginf(logits)
     weights = torch.nan_to_num(taught) * possible

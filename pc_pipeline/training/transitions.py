@@ -14,8 +14,10 @@ teach their sum. Whole macro paths are held out for validation; with fewer than 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +38,7 @@ from pc_pipeline.schemas.units import ASSET_CLASSES, COHORT_FEATURES, N_MACRO
 from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.loop import run_training
 
+LOG: Final = logging.getLogger("pc_pipeline.training")
 _HOLD_OUT: Final = 5  # every fifth path, or the last fifth of the months
 _GROUP_CELLS: Final = 16
 _MANY_MONTHS: Final = 60
@@ -270,8 +273,10 @@ class TransitionTrainer:
 
         Returns:
             The loop's history, and: val_log_loss, level_log_loss (class Markov), additive_log_loss (level,
-            season and macro term), all on the same rows in nats per move; is_macro_anchored,
-            n_macro_paths, n_moves, data_fingerprint.
+            season and macro term), all on the same rows in nats per move; fallback ('' or the simpler form
+            kept because the network predicted held-out moves worse: 'additive', or 'level', the class Markov
+            table); absent_classes (they take the pooled rows); is_macro_anchored, n_macro_paths, n_moves,
+            data_fingerprint.
 
         Raises:
             DataError: tables do not fit, or hold moves the network's config excludes.
@@ -284,9 +289,9 @@ class TransitionTrainer:
         weight = float(len(training)) / max(training.n_moves, 1.0)
         config = dataclasses.replace(self.config, lr=self.lr, epochs=epochs, batch_size=batch_size)
         fingerprint = data_fingerprint(data.cohorts, data.macro, data.plain, data.final)
-        level = log_loss(self.model, validation)
+        level, level_weights = log_loss(self.model, validation), _weights(self.model)
         fit_additive(self.model, training)
-        additive = log_loss(self.model, validation)
+        additive, additive_weights = log_loss(self.model, validation), _weights(self.model)
         groups = path_groups(training.path_of, _GROUP_CELLS if len(data.macro) >= MIN_MACRO_PATHS else 1)
         config = dataclasses.replace(config, batch_size=max(1, round(batch_size / len(groups[0]))))
 
@@ -305,8 +310,23 @@ class TransitionTrainer:
             fingerprint=fingerprint,
             on_epoch=on_epoch,
         )
+        reached = log_loss(self.model, validation)
+        simpler = min(
+            (level, "level", level_weights), (additive, "additive", additive_weights), key=itemgetter(0)
+        )
+        if simpler[0] < reached:
+            self.model.load_state_dict(simpler[2])
+            LOG.warning(
+                "the cohort network is worse than its %s form on held-out moves (%.5f against %.5f nats): "
+                "that form is kept",
+                simpler[1],
+                reached,
+                simpler[0],
+            )
         return history | {
-            "val_log_loss": log_loss(self.model, validation),
+            "val_log_loss": min(reached, simpler[0]),
+            "fallback": simpler[1] if simpler[0] < reached else "",
+            "absent_classes": _absent_classes(data),
             "level_log_loss": level,
             "additive_log_loss": additive,
             "is_macro_anchored": anchored,
@@ -341,6 +361,16 @@ class TransitionTrainer:
                 got=f"{int(counts[origin, target])} x {move}",
                 where="transitions",
             )
+
+
+def _weights(model: TransitionTransformer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _absent_classes(data: TransitionData) -> str:
+    """Names of the asset classes without a single move, comma-separated."""
+    present = torch.nan_to_num(data.cohorts[data.cohort_of][:, : len(ASSET_CLASSES)]).sum(0) > 0
+    return ", ".join(name for name, seen in zip(ASSET_CLASSES, present.tolist(), strict=True) if not seen)
 
 
 def stated_macro_effect(config: LawConfig | None = None) -> Tensor:
