@@ -17,6 +17,7 @@ from pc_pipeline.schemas.states import N_STATUSES, PAYMENT_STATUSES
 
 BREAK_FACTOR: Final = 20.0
 BREAK_COUNT: Final = 100
+FIRST_COLUMNS: Final = 3  # a young history has yet to grow late; 90_days first occurs in column 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +52,16 @@ def monthly_counts(codes_NT: np.ndarray, months: np.ndarray) -> tuple[int, np.nd
 
 
 def find_breaks(codes_NT: np.ndarray, months: np.ndarray | None) -> list[StatusBreak]:
-    """Breaks among living statuses, oldest first; none where dates are unknown.
+    """Breaks among living statuses, oldest first; none where dates are unknown or histories are too short.
 
     Args:
         codes_NT: (N, T) int8, -1 after the end. months: (N,) month index of column 0.
     """
     if months is None:
         return []
-    first, counts = monthly_counts(codes_NT, months)
+    if codes_NT.shape[1] <= FIRST_COLUMNS + 1 or not (codes_NT[:, FIRST_COLUMNS:] >= 0).any():
+        return []
+    first, counts = monthly_counts(codes_NT[:, FIRST_COLUMNS:], months + FIRST_COLUMNS)
     living = counts[:, :5]
     total = np.maximum(living.sum(axis=1, keepdims=True), 1)
     share = np.maximum(living / total, 1.0 / max(int((codes_NT >= 0).sum()), 1))
