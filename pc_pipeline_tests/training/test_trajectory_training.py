@@ -124,7 +124,7 @@ def test_a_model_that_reads_payments_works_without_them(book) -> None:
     _, _, trajectories, _ = book
     torch.manual_seed(0)
     model = LoanTrajectoryModel(dataclasses.replace(SIZE, reads_payments=True))
-    TrajectoryTrainer(model, lr=5e-3, config=ONE_THREAD).fit(
+    TrajectoryTrainer(model, lr=1e-3, config=ONE_THREAD).fit(
         trajectories=trajectories, epochs=2, batch_size=64
     )
     without = move_probabilities(model, trajectories, with_payments=False)

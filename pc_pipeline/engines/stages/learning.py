@@ -51,6 +51,7 @@ Models = dict[str, tuple[Any, dict[str, Any]]]
 JOINT_FOLDER = "joint_model"
 JOINT_NOTES = ("metrics", "training", "before", "after", "calibration")
 _TEACHER_FOLDS = 3
+_REAL_STEPS, _REAL_BATCH, _EPOCHS_TIMES, _REAL_DECAY = 700, 128, 4, 1e-2
 _MIN_TAUGHT_LOANS = 300
 NETWORKS = ("macro_vae", "transition_transformer", "loan_trajectory")
 
@@ -216,26 +217,38 @@ def train_loan_trajectory(
     """Train the loan model on histories beside the rows of their cohorts."""
     trajectories = prepare_trajectories(learning_rows(panel), tape, lived_paths(macro, panel))
     transition_model = cohort_models["transition_transformer"][0].to(device)
-    network, taught = stage.network, None
+    network, training, taught = stage.network, stage.training, None
     if OBSERVED in panel["scenario"].unique().to_list():
-        network = dataclasses.replace(network, reads_payments=True)
+        network = dataclasses.replace(network, reads_payments=True, idio_scale=1.0)
+        training = _enough_steps(training, len(trajectories))
         taught = boosted_lessons(trajectories, stage.training.seed)
     model = _seeded(lambda: LoanTrajectoryModel(network), stage.training.seed).to(device)
-    trainer = TrajectoryTrainer(model, lr=stage.training.lr, config=stage.training)
+    trainer = TrajectoryTrainer(model, lr=training.lr, config=training)
     history = trainer.fit(
         tape,
         trajectories,
-        epochs=stage.training.epochs,
-        batch_size=stage.training.batch_size,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
         transition_model=transition_model,
         taught=taught,
         max_loans=stage.max_loans,
     )
-    card = _card(history, stage.training)
+    card = _card(history, training)
     return Trained(
         models={"loan_trajectory": (model.cpu().eval(), card)},
         history=history,
         scores=_as_scores(card["metrics"]),
+    )
+
+
+def _enough_steps(training: TrainConfig, n_histories: int) -> TrainConfig:
+    """Smaller batches and more epochs for a real panel, which has fewer histories than a generated one."""
+    batch_size = min(training.batch_size, _REAL_BATCH)
+    per_epoch = max(1, -(-n_histories // batch_size))
+    epochs = max(training.epochs, min(_EPOCHS_TIMES * training.epochs, -(-_REAL_STEPS // per_epoch)))
+    wait = max(training.patience, epochs // 3)
+    return dataclasses.replace(
+        training, batch_size=batch_size, epochs=epochs, patience=wait, weight_decay=_REAL_DECAY
     )
 
 
