@@ -85,7 +85,7 @@ def _edges(frame: pl.DataFrame) -> list[int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     longest = max(_FEWEST, -(-frame.height // cores))
     borders = {0}
-    for name in frame.columns:
+    for name in _READ:
         borders |= set(itertools.accumulate(frame[name].chunk_lengths()))
     edges = [0]
     for low, high in itertools.pairwise(sorted(borders)):
@@ -103,7 +103,7 @@ def count_in_order(frame: pl.DataFrame) -> tuple[np.ndarray, int] | None:
     Raises:
         DataError: a state outside 0-6.
     """
-    frame = frame.select(_READ)
+
     edges = _edges(frame)
     if len(edges) * _FEWEST > 10 * max(frame.height, _FEWEST):
         frame = frame.rechunk()
