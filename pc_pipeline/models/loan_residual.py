@@ -5,6 +5,9 @@ Here: `LoanResidual`, small enough to tabulate over a pool. Not here: how it is 
 (`loan_trajectory`).
 
     logits(t) = log P_cohort(state, .) + b(t, state, .) + r(loan, history class, .)
+
+r is a small network plus a level for each third of the internal score and history class, which is set so that
+the third's mean moves are right.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pc_pipeline.models.spec import TensorSpec
 from pc_pipeline.schemas.states import N_LIVING
 from pc_pipeline.schemas.units import LOAN_FEATURES, N_LOAN_INPUTS, N_SEGMENT_CODES, SEGMENT_CODES
 
+SCORE = LOAN_FEATURES.index("internal_score")
 N_MOVES = 6  # performing, 30dpd, 60dpd, 90dpd, default, prepaid
 
 
@@ -49,6 +53,8 @@ class LoanResidual(nn.Module):
 
     intercept: Tensor
     severity: Tensor
+    third_edges: Tensor
+    third_level: Tensor
 
     def __init__(self, config: LoanResidualConfig) -> None:
         super().__init__()
@@ -61,6 +67,8 @@ class LoanResidual(nn.Module):
         # Industry x region, then industry, then region; as in the loan model.
         self.segment = nn.Parameter(torch.zeros((N_SEGMENT_CODES + 2) * N_SEGMENT_CODES, cells))
         self.register_buffer("intercept", torch.zeros(config.n_months, N_LIVING, N_MOVES))
+        self.register_buffer("third_edges", torch.tensor([-torch.inf, torch.inf]))
+        self.register_buffer("third_level", torch.zeros(3, config.n_classes, N_MOVES))
         self.register_buffer("severity", torch.zeros(4, 33))  # quantiles of loss given default by class
 
     def describe_inputs(self) -> dict[str, TensorSpec]:
@@ -79,4 +87,11 @@ class LoanResidual(nn.Module):
         x = torch.cat([self.scale(loan_features)[:, :size], torch.isnan(loan_features[:, :size]).float()], -1)
         flat = self.out(self.hidden(x)) + self.wide(x)
         flat = flat + segment_effect(self.segment, loan_features[:, size : size + len(SEGMENT_CODES)])
-        return flat.unflatten(-1, (self.config.n_classes, N_MOVES))
+        return (
+            flat.unflatten(-1, (self.config.n_classes, N_MOVES)) + self.third_level[self.third(loan_features)]
+        )
+
+    def third(self, loan_features: Tensor) -> Tensor:
+        """(B,) third by internal score, 0 the lowest; unknown scores count as the middle."""
+        score = loan_features[:, SCORE]
+        return torch.where(torch.isnan(score), 1, (score[:, None] > self.third_edges).sum(dim=-1))

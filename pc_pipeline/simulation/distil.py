@@ -4,9 +4,10 @@ Here: `distil_loans` (roll the teacher out, teach the student, solve the interce
 `CompiledLoans`. Not here: the student network (`models.loan_residual`), the kernel.
 
 Per-step KL does not bound the error of a pool (docs/methods/simulation.md, section 4): a small bias in
-every month adds up. So after the student has learnt the residual, month by month the intercept b(t, state)
-is solved so that the student's mean moves out of each state equal the teacher's; rare states are shrunk
-towards no correction.
+every month adds up. By the identity (3) there the pool error is the teacher's mean of (p_teacher - p_student)
+times a value. So after the student has learnt the residual, levels by (score third, history class) and
+intercepts b(t, state) are solved so that on the teacher's own histories that mean is zero in each of these
+cells; then the residual learns on, and they are solved again.
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.core.rng import derive_seed, stream
 from pc_pipeline.loans.features import cohort_table
 from pc_pipeline.models.device import same_bits_twice
-from pc_pipeline.models.loan_residual import N_MOVES, LoanResidual, LoanResidualConfig
+from pc_pipeline.models.loan_residual import N_MOVES, SCORE, LoanResidual, LoanResidualConfig
 from pc_pipeline.schemas.states import LoanState
-from pc_pipeline.schemas.units import LOAN_FEATURES
 from pc_pipeline.simulation.history import HISTORY_STATE, N_HISTORY, history_along
 from pc_pipeline.simulation.pool import DEFAULT_SEVERITY
 from pc_pipeline.simulation.rows import NetworkRows, calendar_tensor, loan_inputs
 
-SCORE = LOAN_FEATURES.index("internal_score")
+MIN_SCORES, SOLVER_ROUNDS, SMOOTH_MONTHS = 30, 4, 3
 HORIZONS = (12, 36, 60)
 MIN_DEFAULTS_FOR_SEVERITY = 50
 # Clock positions: never missed; 1..12 months since a miss (12 stands); each bucket's months 1-3 (3 stands).
@@ -45,7 +45,7 @@ class DistilConfig:
     Attributes:
         n_loans: sample loans. n_paths: macro paths each is rolled along (half of them for the distance).
         n_steps: optimiser steps. learning_rate: of AdamW. batch: loan-months a step.
-        shrinkage: pseudo-observations that hold an intercept at no correction, loan-months.
+        shrinkage: pseudo-observations that hold a correction at none, loan-months.
         seed: of sampling and rollouts.
     """
 
@@ -54,7 +54,7 @@ class DistilConfig:
     n_steps: int = 250
     learning_rate: float = 1e-2
     batch: int = 8192
-    shrinkage: float = 30.0
+    shrinkage: float = 3.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -155,10 +155,13 @@ def distil_loans(
         torch.manual_seed(derive_seed(config.seed, "distil", "student") % 2**63)
         student = LoanResidual(LoanResidualConfig(n_classes=N_HISTORY, n_months=macro_PTM.shape[1]))
     student.scale.fit(features)
+    student.third_edges.copy_(_thirds(features[:, SCORE]))
     with same_bits_twice():
-        _teach(student, taught, features, config)
+        for n_steps in (config.n_steps, config.n_steps // 2):
+            _teach(student, taught, features, config, n_steps)
+            with torch.no_grad():
+                _solve_levels(student, taught, features, config.shrinkage)
     with torch.inference_mode():
-        student.intercept.copy_(_solve_intercepts(student, taught, features, config.shrinkage))
         student.severity.copy_(torch.from_numpy(_severity_table(taught, held_out)))
         distance = _distance(student, held_out, features)
     return CompiledLoans(model=student.eval(), distance=distance)
@@ -221,18 +224,21 @@ def fold_matured(values: Tensor) -> Tensor:
     return torch.cat([values[..., :5], values[..., 5:6] + values[..., 6:7]], dim=-1)
 
 
-def _teach(student: LoanResidual, lessons: Lessons, features: Tensor, config: DistilConfig) -> None:
+def _teach(
+    student: LoanResidual, lessons: Lessons, features: Tensor, config: DistilConfig, n_steps: int
+) -> None:
     """Minimise KL(teacher || student) over loan-months; a delinquent one counts as often as it occurs."""
     where = torch.nonzero(lessons.class_NT >= 0)
     loan = torch.from_numpy(lessons.loan_N)
     optimiser = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.n_steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(n_steps, 1))
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "distil", "batches"))
-    for _ in range(config.n_steps):
+    for _ in range(n_steps):
         pick = where[torch.randint(len(where), (min(config.batch, len(where)),), generator=generator)]
         n, t = pick[:, 0], pick[:, 1]
         prior = lessons.rows_NTKJ[n, t, lessons.previous_NT[n, t]]
         residual = student(features)[loan[n], lessons.class_NT[n, t]]
+        residual = residual + student.intercept[t, lessons.previous_NT[n, t]]
         loss = _kl(lessons.target_NTJ[n, t], prior, residual).mean()
         optimiser.zero_grad()
         loss.backward()
@@ -296,30 +302,65 @@ def _settle(flow: Tensor, is_final: Tensor) -> Tensor:
     return torch.where(final[..., None], flow * keep, flow)
 
 
-def _solve_intercepts(student: LoanResidual, lessons: Lessons, features: Tensor, shrinkage: float) -> Tensor:
-    """(T, 4, 6) intercepts, month after month on the occupancy that the corrected student has reached."""
-    residual = student(features)[torch.from_numpy(lessons.loan_N)]
-    n_months = lessons.previous_NT.shape[1]
-    occupancy = torch.nn.functional.one_hot(lessons.start_N, N_CLOCK).float()
-    states = torch.from_numpy(HISTORY_STATE)[_clock_classes()]
-    found = torch.zeros(n_months, 4, N_MOVES)
-    for t in range(n_months):
-        alive = lessons.class_NT[:, t] >= 0
-        for _ in range(3):
-            flow = occupancy[..., None] * _moves(lessons.rows_NTKJ[:, t], residual, found[t])
-            for state in range(4):
-                here = alive & (lessons.previous_NT[:, t] == state)
-                taught = lessons.target_NTJ[here, t].sum(dim=0)
-                reached = flow[:, states == state].sum(dim=(0, 1))
-                if taught.sum() < 1 or reached.sum() <= 1e-6:
-                    continue
-                share = reached / reached.sum()
-                wanted = (taught + shrinkage * share) / (taught.sum() + shrinkage)
-                step = torch.where(share > 0, (wanted.clamp(min=1e-12) / share.clamp(min=1e-12)).log(), 0.0)
-                found[t, state] += step.clamp(-2.0, 2.0)
-        flow = occupancy[..., None] * _moves(lessons.rows_NTKJ[:, t], residual, found[t])
-        occupancy = _advance(_settle(flow, lessons.is_final_NT[:, t]))
-    return found
+def _thirds(score: Tensor) -> Tensor:
+    """(2,) edges of the score's thirds; one third alone where too few scores are known."""
+    known = score[torch.isfinite(score)]
+    if len(known) < MIN_SCORES:
+        return torch.tensor([-torch.inf, torch.inf])
+    return torch.quantile(known, torch.tensor([1 / 3, 2 / 3]))
+
+
+def _solve_levels(student: LoanResidual, lessons: Lessons, features: Tensor, shrinkage: float) -> None:
+    """Levels by (third, class) and intercepts by (month, state), in turns, on the teacher's histories.
+
+    Both sides are summed over the same loan-months, so chance in who was where cancels. Intercepts see a
+    few months to either side.
+    """
+    where = torch.nonzero(lessons.class_NT >= 0)
+    n, t = where[:, 0], where[:, 1]
+    loan = torch.from_numpy(lessons.loan_N)[n]
+    state, held = lessons.previous_NT[n, t], lessons.class_NT[n, t]
+    prior, target = lessons.rows_NTKJ[n, t, state], lessons.target_NTJ[n, t]
+    third = student.third(features)[loan]
+    by_class, by_month = third * N_HISTORY + held, t * 4 + state
+    n_months = student.intercept.shape[0]
+    taught_class = _sums(target, by_class, 3 * N_HISTORY)
+    taught_month = _smooth(_sums(target, by_month, n_months * 4), n_months)
+    for _ in range(SOLVER_ROUNDS):
+        for group, size, taught, table in (
+            (by_class, 3 * N_HISTORY, taught_class, student.third_level),
+            (by_month, n_months * 4, taught_month, student.intercept),
+        ):
+            logits = student(features)[loan, held] + student.intercept[t, state]
+            weights = prior * torch.exp(logits)
+            mine = _sums(weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30), group, size)
+            if table is student.intercept:
+                mine = _smooth(mine, n_months)
+            table += _correction(taught, mine, shrinkage).view(table.shape)
+
+
+def _sums(values_MJ: Tensor, group_M: Tensor, size: int) -> Tensor:
+    """(size, 6) sums by group."""
+    return torch.zeros(size, values_MJ.shape[-1]).index_add_(0, group_M, values_MJ)
+
+
+def _smooth(sums: Tensor, n_months: int) -> Tensor:
+    """Sums (T * 4, 6) by month and state, spread over neighbouring months by triangular weights."""
+    by_month = sums.view(n_months, -1)
+    out = by_month.clone()
+    for away in range(1, min(SMOOTH_MONTHS, n_months)):
+        share = 1.0 - away / SMOOTH_MONTHS
+        out[away:] += share * by_month[:-away]
+        out[:-away] += share * by_month[away:]
+    return out.view(sums.shape)
+
+
+def _correction(taught: Tensor, mine: Tensor, shrinkage: float) -> Tensor:
+    """Logit steps towards equal sums; both sides get `shrinkage` loan-months of the student's own shares."""
+    total = mine.sum(dim=-1, keepdim=True)
+    own = shrinkage * mine / total.clamp(min=1e-12)
+    step = torch.log((taught + own).clamp(min=1e-12) / (mine + own).clamp(min=1e-12))
+    return torch.where((mine > 1e-9) & (total > 0.5), step, 0.0).clamp(-2.0, 2.0)
 
 
 def _default_value(student: LoanResidual, lessons: Lessons, residual: Tensor, months: int) -> list[Tensor]:
