@@ -49,13 +49,13 @@ def walk_figure(paths_ZKTM: np.ndarray, meanings: list[str]) -> Figure:
             axes.set_visible(False)
             continue
         kind, series = meanings[k].split(": ")
-        low, high = paths_ZKTM[k, :, :, MACRO_NAMES.index(series)]
-        axes.plot(months, 0.5 * (low + high), color=MUTED, linewidth=0.8)
+        low, middle, high = paths_ZKTM[k, :, :, MACRO_NAMES.index(series)]
+        axes.plot(months, middle, color=MUTED, linewidth=0.8)
         axes.plot(months, high, color=PALETTE["blue"])
         axes.plot(months, low, color=PALETTE["red"], linestyle=(0, (6, 2)))
         axes.xaxis.set_major_locator(MultipleLocator(24))
         axes.tick_params(labelsize=6)
-        axes.set_title(series if k < N_MACRO else "", fontsize=7)
+        axes.set_title(series if k < N_MACRO else "", fontsize=6)
         if k % N_MACRO == 0:
             axes.set_ylabel(kind)
     return figure

@@ -49,14 +49,14 @@ def latent_use(model: MacroVAE, paths: torch.Tensor, scenario: torch.Tensor) -> 
 
 @torch.no_grad()
 def latent_paths(model: MacroVAE, scenario: int | str = 0, step: float = STEP) -> np.ndarray:
-    """(Z, 2, T, 9) paths of latent k at -step and +step, the others and all further noise at 0."""
+    """(Z, 3, T, 9) paths of latent k at -step, 0 and +step, the others and all further noise at 0."""
     config = model.config
-    z = torch.cat([-step * torch.eye(config.latent_dim), step * torch.eye(config.latent_dim)])
-    z = z.to(model.shift_M.device)
+    unit = torch.eye(config.latent_dim)
+    z = torch.cat([-step * unit, 0 * unit, step * unit]).to(model.shift_M.device)
     noise = z.new_zeros(len(z), config.seq_length, len(MACRO_NAMES))
     codes = torch.full((len(z),), model.scenario_code(scenario), device=z.device)
     paths = model.decode(z, codes, noise).double().cpu().numpy()
-    return np.stack([paths[: config.latent_dim], paths[config.latent_dim :]], axis=1)
+    return np.stack(np.split(paths, 3), axis=1)
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def latent_walk(
         series its largest move over months, signed.
     """
     spread = model.generate(scenario, model.config.seq_length, n_paths, seed=seed).std(0).double()
-    low, high = latent_paths(model, scenario).swapaxes(0, 1)
+    low, _, high = latent_paths(model, scenario).swapaxes(0, 1)
     move_ZTM = (high - low) / spread.cpu().numpy()
     rows = []
     for k, meaning in enumerate(model.latent_meaning()):
