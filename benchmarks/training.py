@@ -6,8 +6,8 @@ Per network, at the recipe's size and at that of `paper` on small data: millisec
 it (median; float32 and bfloat16 take turns), the operations torch counts in it (forward and backward), their
 floor at the rate of a large matrix product, the share of a step that goes into picking its rows, and the
 memory held for the backward pass. Then the `paper` training by arithmetic: operations of all steps, and the
-rate that a device must sustain to do it in a tenth of the seed's time. The macro VAE has a benchmark of its own
-(`training_macro_vae.py`).
+rate that a device must sustain to do it in a tenth of the seed's time. The macro VAE has a benchmark of its
+own (`training_macro_vae.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.loan_models import make_world
@@ -44,6 +45,7 @@ from pc_pipeline.training.transitions import (
 
 LOANS, PATHS = 1500, 4  # of each scenario: enough for many batches, made in seconds
 GROUP = 16
+KINDS = 3  # batches that take turns: short, middling and long histories
 TENTH = {"transitions": 180.0, "trajectory": 720.0}  # seconds: a tenth of 30 minutes and of 2 hours
 MEMORY_MB = {"transitions": 500.0, "trajectory": 2000.0}
 
@@ -79,8 +81,13 @@ class Stepper:
         return time.perf_counter() - begin, picked
 
     def counted(self) -> tuple[float, float, int]:
-        """(operations of a step, MB held for the backward pass, rows in it)."""
-        batch = self.pick(0)
+        """(operations of a step, most MB held for the backward pass, rows in it), over `KINDS` batches."""
+        found = [self._counted(k) for k in range(KINDS)]
+        operations, held, rows = zip(*found, strict=True)
+        return sum(operations) / KINDS, max(held), sum(rows) // KINDS
+
+    def _counted(self, number: int) -> tuple[float, float, int]:
+        batch = self.pick(number)
         held: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -89,6 +96,7 @@ class Stepper:
             return tensor
 
         with (
+            sdpa_kernel(SDPBackend.MATH),  # torch does not count inside its fused attention on a CPU
             FlopCounterMode(display=False) as counter,
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
@@ -101,6 +109,11 @@ class Stepper:
         return 4 * 4 * sum(p.numel() for p in self.model.parameters()) / 1e6
 
 
+def _place(number: int, count: int) -> int:
+    """One of `KINDS` batches evenly spread over `count`, which lie in order of length."""
+    return (2 * (number % KINDS) + 1) * count // (2 * KINDS)
+
+
 def transition_stepper(config: TransitionConfig, data: TransitionData, batch: int, precision: str) -> Stepper:
     """Cohort network on counts."""
     torch.manual_seed(0)
@@ -109,7 +122,7 @@ def transition_stepper(config: TransitionConfig, data: TransitionData, batch: in
     per_step = max(1, batch // GROUP)
 
     def pick(number: int) -> object:
-        first = number * per_step % max(len(groups) - per_step, 1)
+        first = _place(number, max(len(groups) - per_step, 1))
         return data.take(torch.cat(groups[first : first + per_step]))
 
     return Stepper(
@@ -133,7 +146,7 @@ def trajectory_stepper(
         return state.mean() + value
 
     return Stepper(
-        "trajectory", model, lambda k: data.take(batches[(7 * k) % len(batches)]), loss_of, len, precision
+        "trajectory", model, lambda k: data.take(batches[_place(k, len(batches))]), loss_of, len, precision
     )
 
 
@@ -167,7 +180,8 @@ def measured(pair: tuple[Stepper, Stepper], steps: int) -> list[str]:
         lines.append(
             f"| {stepper.name} | {rows} | {stepper.precision} | {1e3 * middle:.0f} "
             f"({1e3 * min(whole):.0f} .. {1e3 * max(whole):.0f}) | {operations / 1e9:.2f} | "
-            f"{1e3 * operations / rate:.1f} | {operations / rate / middle:.0%} | {share:.1%} | {held:.0f} + {stepper.state_mb:.1f} |"
+            f"{1e3 * operations / rate:.1f} | {operations / rate / middle:.0%} | {share:.1%} | "
+            f"{held:.0f} + {stepper.state_mb:.1f} |"
         )
     return lines
 
@@ -202,7 +216,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", default="base")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true", help="a dated page under results/")
     options = parser.parse_args()
@@ -220,7 +234,7 @@ def main() -> None:
         ):
             batch = min(stage.training.batch_size, 128 if sized is paper else 10**6)
             pair = tuple(make(stage.network, data, batch, kind) for kind in ("float32", "bfloat16"))
-            steps = options.steps if sized is recipe else max(2, options.steps // 4)
+            steps = options.steps if sized is recipe else KINDS
             lines += [line.replace("| ", f"| {sized.name}, ", 1) for line in measured(pair, steps)]
             print(lines[-2], lines[-1], sep="\n", flush=True)
     text = "\n".join(

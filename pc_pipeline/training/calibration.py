@@ -110,7 +110,7 @@ def calibrate_rates(
     trajectories: Trajectories,
     macro_data: Any,
 ) -> tuple[Rows, bool]:
-    """Shift each class's intercepts towards where expected moves equal observed ones, eq. (11).
+    """Shift each class's intercepts towards where expected moves equal observed ones, eq. (12).
 
     Expected moves are one month ahead, loan by loan given its own past, so the shift corrects the pair
     (cohort model, loan model) as it is used. A cell moves only by the part of its gap that its spread over
@@ -146,7 +146,7 @@ def calibrate_rates(
 
 
 def _beyond_chance(moves: _Moves) -> Tensor:
-    """(4,4,7) positive-part shrinkage max(0, 1 - se^2 / r^2) of the log ratios r of eq. (11).
+    """(4,4,7) positive-part shrinkage max(0, 1 - se^2 / r^2) of the log ratios r of eq. (12): eq. (13).
 
     se is that of a ratio over G groups, at least that of a Poisson count:
     se^2 = max(G / (G - 1) sum_g (O_g - (O / E) E_g)^2 / O^2, 1 / O).
@@ -270,7 +270,7 @@ def _default_gap(moves: _Moves) -> float:
 
 @torch.no_grad()
 def calibrate_macro(model: MacroVAE, paths: Tensor, labels: Tensor) -> tuple[Rows, bool]:
-    """Whiten the innovations of the data: L <- L chol(C), with C their second moments, eq. (12).
+    """Whiten the innovations of the data: L <- L chol(C), with C their second moments, eq. (14).
 
     With few paths C is noise: below 20 innovations per entry nothing is done.
     """
@@ -305,7 +305,7 @@ def _innovation_moments(model: MacroVAE, paths: Tensor, labels: Tensor) -> Tenso
 def calibrate_recoveries(
     model: LoanTrajectoryModel, trajectories: Trajectories, *, seed: int = 0
 ) -> tuple[Rows, bool]:
-    """Map the quantiles of drawn severities onto the observed ones, eq. (13)."""
+    """Map the quantiles of drawn severities onto the observed ones, eq. (15)."""
     severity = 1.0 - trajectories.recovery_rate[np.isfinite(trajectories.recovery_rate)].astype(np.float64)
     if len(severity) < _MIN_DEFAULTS:
         return [], False
