@@ -28,6 +28,7 @@ class ServiceSettings:
         device: 'auto', 'cpu' or 'cuda', for simulations.
         workers: generation and simulation jobs at the same time; uploads have a worker of their own.
         max_queued: jobs that may wait; further ones are refused with 429.
+        intake_bytes: address space of the process that reads uploads; a file that needs more fails its job.
         max_attempts: a job whose worker dies this often is failed.
         max_months: longest sequence or simulation horizon.
         max_borrowers: most rows of a portfolio.
@@ -52,6 +53,7 @@ class ServiceSettings:
     device: str = "auto"
     workers: int = 1
     max_queued: int = 1000
+    intake_bytes: int = 8 * 1024 * MIB
     max_attempts: int = 3
     max_months: int = 360
     max_borrowers: int = 1_000_000

@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import os
+import resource
 import signal
 import sqlite3
 import sys
@@ -159,7 +160,12 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no message
     logging.basicConfig(level=logging.WARNING, format="worker %(process)d: %(message)s")
     start = json.loads(sys.stdin.readline())
-    serve_jobs(ServiceSettings.from_plain(start["settings"]), list(start["kinds"]), sys.stdin, say)
+    settings, kinds = ServiceSettings.from_plain(start["settings"]), list(start["kinds"])
+    if "portfolio" in kinds:  # strangers' files: what grows without end ends this process, not the machine
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        most = settings.intake_bytes if hard < 0 else min(settings.intake_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    serve_jobs(settings, kinds, sys.stdin, say)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
@@ -137,3 +139,13 @@ def test_kinds_and_numbers_of_files(served: Served) -> None:
     assert served.client.post("/api/portfolios", files=many).status_code == 422
     assert served.client.post("/api/portfolios", data={"portfolio_id": "x"}).status_code == 422
     assert served.client.post("/api/portfolios", content=b"not multipart").status_code == 422
+
+
+def test_one_long_text_a_million_times_is_not_unfolded(served: Served) -> None:
+    rows = 900_000
+    names = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 200_000]))
+    file = io.BytesIO()
+    pq.write_table(pa.table({"loan_id": names, "credit_score": pa.array([700.0] * rows)}), file)
+    assert len(file.getvalue()) < 100_000  # 180 GB unfolded
+    answer = upload(served.client, "long", file.getvalue(), "long.parquet")
+    assert (answer.status_code, answer.json()["title"]) == (422, "a cell is too long")

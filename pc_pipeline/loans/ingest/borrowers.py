@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Final
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pc_pipeline.core.errors import IngestError
 from pc_pipeline.loans.borrower_features import borrowers_of_tape
 from pc_pipeline.loans.ingest.adapter import check_ids, read_typed, table_types
-from pc_pipeline.loans.ingest.files import Part, survey, where
+from pc_pipeline.loans.ingest.files import MAX_CELL_BYTES, Part, survey, where
 from pc_pipeline.loans.ingest.read import read_tape
 from pc_pipeline.loans.ingest.result import IngestResult, QualityLog
 from pc_pipeline.loans.ingest.screen import Rule, contract_rules, screen
@@ -33,6 +36,7 @@ _OWN: Final = (  # features that no tape has
     "delinquencies_2y",
     "bankruptcies",
 )
+_BATCH_ROWS: Final = 1 << 17
 _IDS: Final = ("loan_id", "borrower_id")
 EXPECTS: Final = f"borrowers: loan_id or borrower_id, and some of {', '.join(_OWN)}; or a loan tape"
 
@@ -99,7 +103,7 @@ def _is_borrowers(part: Part) -> bool:
 
 
 def _check_length(part: Part, max_rows: int | None) -> None:
-    """Refuse a Parquet file whose own footer claims too many rows: a few kilobytes can hold billions."""
+    """Refuse a Parquet file of too many rows or too long texts: a few kilobytes can hold billions."""
     if part.kind != "parquet" or max_rows is None:
         return
     try:
@@ -107,6 +111,30 @@ def _check_length(part: Part, max_rows: int | None) -> None:
     except pl.exceptions.PolarsError as error:
         raise IngestError("the file is damaged", got=str(error)[:200], where=part.path) from error
     _check_rows(rows, 100 * max_rows if "reporting_month" in part.columns else max_rows, where(part))
+    try:
+        longest = _longest_text(part.path)
+    except (pa.ArrowException, OSError) as error:
+        raise IngestError("the file is damaged", got=str(error)[:200], where=part.path) from error
+    if longest > MAX_CELL_BYTES:
+        raise IngestError(
+            "a cell is too long", expected=f"at most {MAX_CELL_BYTES} bytes", got=longest, where=where(part)
+        )
+
+
+def _longest_text(path: Path) -> int:
+    """Bytes of the longest text of a Parquet file, from its dictionaries: a text stored once and named a
+    million times is not unfolded."""
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_dictionary)
+    with pq.ParquetFile(path) as file:
+        text = [field.name for field in file.schema_arrow if any(kind(field.type) for kind in kinds)]
+    longest = 0
+    with pq.ParquetFile(path, read_dictionary=text) as file:
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=text, use_threads=False):
+            for column in batch.columns:
+                values = column.dictionary if isinstance(column, pa.DictionaryArray) else column
+                if len(values) and values.null_count < len(values) and not pa.types.is_integer(values.type):
+                    longest = max(longest, pc.max(pc.binary_length(values)).as_py() or 0)
+    return longest
 
 
 def _check_rows(rows: int, max_rows: int | None, place: str) -> None:

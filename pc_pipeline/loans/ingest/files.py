@@ -24,6 +24,7 @@ from pc_pipeline.loans.ingest import workbook
 MAX_COLUMNS: Final = 1_000
 MAX_BYTES: Final = 64 * 2**30
 MAX_FILES: Final = 1_000
+MAX_CELL_BYTES: Final = 16_384
 SNIFF_BYTES: Final = 1 << 20
 DELIMITERS: Final = (",", "|", ";", "\t")
 KINDS: Final = {
@@ -161,7 +162,25 @@ def read_part(
         raise IngestError(
             "the file holds no rows", expected="at least one data row", got=0, where=where(part)
         )
+    _check_cells(frame, part)
     return frame.with_row_index("_row", offset=1).with_columns(pl.col("_row").cast(pl.Int64))
+
+
+def _check_cells(frame: pl.DataFrame, part: Part) -> None:
+    """A few kilobytes of Parquet can hold one long text a million times: refuse before anything copies it."""
+    for name, kind in frame.schema.items():
+        if kind not in (pl.String, pl.Categorical, pl.Enum, pl.Binary):
+            continue
+        cells = frame[name] if kind in (pl.String, pl.Binary) else frame[name].unique().cast(pl.String)
+        sizes = cells.bin.size() if kind == pl.Binary else cells.str.len_bytes()
+        longest = int(sizes.fill_null(0).to_numpy().max(initial=0))
+        if longest > MAX_CELL_BYTES:
+            raise IngestError(
+                "a cell is too long",
+                expected=f"at most {MAX_CELL_BYTES} bytes",
+                got=f"{longest} bytes in column {name!r}",
+                where=where(part),
+            )
 
 
 def where(part: Part) -> str:
