@@ -1,7 +1,7 @@
 """How much of the gap from the class x maturity table to the truth the loan networks close.
 
     python -m benchmarks.loan_models --loans 5000 --paths 8            base size, about a minute on one core
-    python -m benchmarks.loan_models --loans 20000 --paths 64 --width 48 --heads 4 --epochs 8 --transition-epochs 6   full
+    python -m benchmarks.loan_models --loans 20000 --paths 64 --width 48 --heads 4 --epochs 8        full size
 
 Trains on generated loans of all four scenarios; tests on new loans on new macro paths of the same world.
 Prints the scoring table with standard errors clustered by loan. Nothing is written.

@@ -125,12 +125,13 @@ def real_and_drawn(judged: Trajectories, models: Models, seed: int) -> tuple[His
     cut = ended | (np.arange(states.shape[1]) >= np.tile(window, SAMPLES)[:, None])
     states = np.where(cut, PADDING, states)
     severity = out["severities"].flatten(0, 1).numpy()
-    defaulted = (states == LoanState.default).any(axis=1)
+    is_default = states == LoanState.default  # one month each: what follows is cut
+    defaulted = is_default.any(axis=1)
     drawn = Histories(
         before=np.tile(judged.initial_state, SAMPLES),
         states=states,
         ratios=out["payment_ratios"].flatten(0, 1).numpy(),
-        severities=np.where(defaulted, severity.max(axis=1), np.nan),
+        severities=np.where(defaulted, (severity * is_default).sum(axis=1), np.nan),
         loan=np.tile(judged.loan_row, SAMPLES),
     )
     real = Histories(
