@@ -3,9 +3,9 @@
     python benchmarks/payment_cascade.py [--rounds 7] [--skip-training] [--out benchmarks/results]
 
 Sampling is checked first: the same network, float32 against bfloat16, gives the same status shares within
-noise, and a history does not depend on its batch. Ratios are medians of interleaved rounds (A B A B). The loop takes
-one loan and one month at a time through nn.LSTM, as an unbatched generator does; a hundred loans of it are
-timed. deepecho is optional: pip install deepecho (its PAR model, trained on the same table).
+noise, and a history does not depend on its batch. Ratios are medians of interleaved rounds (A B A B). The loop
+takes one loan and one month at a time through nn.LSTM, as an unbatched generator does.
+deepecho is optional: pip install deepecho (its PAR model, trained on the same table).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def sampling(generator: LSTMCascadeGenerator, known: KnownHistories, rounds: int
     found: dict[int, list[tuple[float, float]]] = {n: [] for n in frames}
     for _ in range(rounds):
         for n, frame in frames.items():
-            ours = timed(lambda f=frame: generator.generate_sequences(f, MONTHS, seed=1))  # type: ignore[misc]
+            ours = timed(partial(generator.generate_sequences, frame, MONTHS, seed=1))
             loop = timed(lambda: one_loan_loop(model, few, MONTHS)) * n / LOOP_LOANS
             found[n].append((ours, loop))
     lines += [
@@ -156,13 +157,13 @@ def deepecho(generator: LSTMCascadeGenerator, known: KnownHistories, rounds: int
         rates.append(count * MONTHS / theirs)
         ratios.append(theirs / count / ours)
     return [
-        f"deepecho PAR {statistics.median(rates):,.0f} steps/s; ratio, median of {rounds} interleaved rounds: "
+        f"deepecho PAR {statistics.median(rates):,.0f} steps/s; ratio, median of {rounds} rounds: "
         f"**{statistics.median(ratios):,.0f}** (lowest {min(ratios):,.0f})."
     ]
 
 
 def training(n_histories: int) -> list[str]:
-    """Seconds until nn.LSTM in float32 at batch 32 reaches its first-epoch loss, and until this trainer does."""
+    """Seconds until nn.LSTM in float32 at batch 32 reaches a loss, and until this trainer does."""
     known, held = known_histories(n_histories, MONTHS, seed=1), known_histories(4000, MONTHS, seed=2)
 
     def data(histories: KnownHistories) -> CascadeData:
@@ -199,7 +200,8 @@ def training(n_histories: int) -> list[str]:
             )
         else:
             lines.append(
-                f"Validation log-loss {target:.5f}: {seconds:.0f} s against {reached:.0f} s, ratio **{seconds / reached:.1f}**."
+                f"Validation log-loss {target:.5f}: {seconds:.0f} s against {reached:.0f} s, "
+                f"ratio **{seconds / reached:.1f}**."
             )
     return lines
 

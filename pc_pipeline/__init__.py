@@ -43,6 +43,7 @@ _EXPORTS: dict[str, str] = {
     "read_tape": "pc_pipeline.loans.ingest",
     "run_waterfall": "pc_pipeline.waterfall.engine",
     "save_model": "pc_pipeline.models.checkpoint",
+    "validate_sequences": "pc_pipeline.evaluation.sequences",
     "true_transition_probabilities": "pc_pipeline.loans.truth",
 }
 
