@@ -63,12 +63,18 @@ def _keep(data: Path, frames: dict[str, pl.DataFrame]) -> None:
 
 
 def _page(
-    data: Path, name: str, title: str, notes: list[tuple[str, str]], figures: list[tuple[str, Any]]
+    data: Path,
+    name: str,
+    title: str,
+    notes: list[tuple[str, str]],
+    figures: list[tuple[str, Any]],
+    frames: dict[str, pl.DataFrame] | None = None,
 ) -> None:
+    """A page under `<store>/reports`; `frames` are those of a run, for its headline."""
     from pc_pipeline.reports.html import write_html
 
     def write(path: Path) -> None:
-        write_html(path, {}, notes, title=title, figures=figures)
+        write_html(path, frames or {}, notes, title=title, figures=figures)
 
     typer.echo(f"  {Store(data).write_report(name, write)}")
 
@@ -91,6 +97,29 @@ def tails(
     typer.echo(f"{run.source}; {paths:,} paths, effective {run.results.effective_paths:,.0f}")
     print_frame(run.results.summary())
     _keep(data, {"analysis_tails": run.results.summary()})
+
+
+@analyse_app.command("scenarios")
+def scenarios_command(
+    paths: PATHS = 400,
+    deal: DealFile = "",
+    deals_dir: Deals = Path("data/deals"),
+    seed: Seed = 42,
+    data: Data = Path("data"),
+) -> None:
+    """Every trained scenario, paths drawn along the loss: measures with intervals, and a page of figures."""
+    from pc_pipeline.engines.analyses import simulate_mix
+    from pc_pipeline.engines.stages.learning import trained_scenarios
+
+    study = open_study(data, deal, deals_dir, seed)
+    runs = [simulate_mix(study, {name: 1.0}, paths) for name in trained_scenarios(study.macro_vae)]
+    named = [run.results.frames() for run in runs]
+    frames = {key: pl.concat([one[key] for one in named]) for key in named[0]}
+    names = [run.results.scenario for run in runs]
+    wide = frames["pool_report"].pivot(on="measure", index="scenario", values="value")
+    print_frame(wide, f"{len(names)} scenarios, {paths:,} paths each")
+    _keep(data, {"analysis_scenarios": frames["pool_report"]})
+    _page(data, "scenarios.html", "Scenarios", [("run: paths", runs[0].source)], [], frames)
 
 
 @analyse_app.command("sensitivities")
@@ -186,7 +215,7 @@ def attribution_command(
         for key, frame in keys.items()
         if frame is not None
     ]
-    _page(data, "attribution.html", "Attribution", [("run: mix", mix)], figures)
+    _page(data, "attribution.html", "Attribution", run.results.notes(), figures, run.results.frames())
 
 
 @analyse_app.command("pool-change")
@@ -206,7 +235,7 @@ def pool_change_command(
 
     study = open_study(data, deal, deals_dir, seed)
     loans = pick_loans(study, remove)
-    run = simulate_mix(study, read_mix(mix), paths)
+    run = simulate_mix(study, read_mix(mix), paths, is_plain=True)
     changes = PoolChanges(study, run.macro_PTM, run.simulated)
     found = changes.remove(loans)
     typer.echo(f"{found.n_loans:,} loans, balance {found.balance:,.2f}")

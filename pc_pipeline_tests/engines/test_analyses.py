@@ -94,8 +94,10 @@ def test_tail_paths_are_weighted_and_their_mean_is_that_of_plain_ones(study, mix
     first, second = results.interval("expected_loss"), plain.interval("expected_loss")
     error = np.hypot(first.upper - first.lower, second.upper - second.lower) / 3.92
     assert abs(first.value - second.value) < 4 * error
-    same = simulate_mix(study, {"baseline": 0.7, "severe": 0.3}, 60, config=QUICK).results
+    same = simulate_mix(study, {"baseline": 0.7, "severe": 0.3}, 60, config=QUICK, is_controlled=True).results
     np.testing.assert_array_equal(same.portfolio_losses, results.portfolio_losses)
+    controlled = same.interval("expected_loss")  # a pool of 120 loans: mostly their own luck
+    assert controlled.upper - controlled.lower < 0.6 * (first.upper - first.lower)
 
 
 def test_gradients_are_bumps(study):
