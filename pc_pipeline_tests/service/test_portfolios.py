@@ -96,6 +96,8 @@ BAD_FILES = {
     "torn.xlsx": b"PK\x03\x04" + b"\x00" * 40,
     "nan.csv": b"loan_id,credit_score\nL1,NaN\nL2,inf\n",
     "words.csv": b"loan_id,credit_score\nL1,high\nL2,low\n",
+    "returns.csv": b"loan_id\rcredit_score\r1\r2",
+    "long_name.csv": b"loan_id,credit_score," + b"x" * 200_000 + b"\n1,700,1\n",
     "floats.csv": b"loan_id,credit_score\n1.00007E+11,700\n1.00008E+11,710\n",
 }
 

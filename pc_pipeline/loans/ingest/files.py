@@ -278,7 +278,12 @@ def _first_line(file: Path) -> tuple[str, tuple[str, ...]]:
     if not line.strip():
         raise IngestError("the first line is blank", expected="column names", got="nothing", where=file)
     delimiter = max(DELIMITERS, key=line.count)
-    fields = next(csv.reader(io.StringIO(line), delimiter=delimiter))
+    try:
+        fields = next(csv.reader(io.StringIO(line), delimiter=delimiter))
+    except csv.Error as error:  # a lone return inside the line, a field beyond all measure
+        raise IngestError(
+            "the first line holds no column names", expected="lines that end in \\n", got=error, where=file
+        ) from None
     return delimiter, tuple(field.strip() for field in fields)
 
 
