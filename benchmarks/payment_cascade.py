@@ -4,8 +4,8 @@
 
 Sampling is checked first: the same network, float32 against bfloat16, gives the same status shares within
 noise, and a history does not depend on its batch. Ratios are medians of interleaved rounds (A B A B). The loop
-takes one loan and one month at a time through nn.LSTM, as an unbatched generator does.
-deepecho is optional: pip install deepecho (its PAR model, trained on the same table).
+takes one loan and one month at a time through nn.LSTM, as an unbatched generator does. deepecho is optional
+(pip install deepecho): its PAR model, trained on the same table.
 """
 
 from __future__ import annotations
