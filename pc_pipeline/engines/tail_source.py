@@ -18,6 +18,7 @@ from pc_pipeline.core.rng import derive_seed, stream
 from pc_pipeline.engines.study import Lines, Study
 from pc_pipeline.schemas.units import N_MACRO
 from pc_pipeline.simulation.gradient_cash import pool_losses
+from pc_pipeline.simulation.paths import MacroPaths
 from pc_pipeline.simulation.tails import (
     Surface,
     TailConfig,
@@ -28,22 +29,6 @@ from pc_pipeline.simulation.tails import (
 )
 
 _BLOCK = 256  # paths of a random stream: noise of a path depends on its number alone
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TailPaths:
-    """Macro paths with what each counts.
-
-    Attributes:
-        values_PTM: (P, T, 9). weights_P: mean 1. strata_P: labels, two paths or more in each.
-        scenario_P: (P,) names. source: in words.
-    """
-
-    values_PTM: np.ndarray
-    weights_P: np.ndarray
-    strata_P: np.ndarray
-    scenario_P: np.ndarray
-    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +52,11 @@ class TailSource:
     longest: int | None = None
     _known: dict[tuple[str, int], Direction] = field(default_factory=dict, repr=False)
 
-    def draw(self, scenario: str, n_paths: int, n_months: int, seed: int, first_path: int = 0) -> TailPaths:
+    def draw(self, scenario: str, n_paths: int, n_months: int, seed: int, first_path: int = 0) -> MacroPaths:
         """Paths of one scenario. A design is one whole: `first_path` does not move it."""
         return self.draw_mix({scenario: 1.0}, n_paths, n_months, seed)
 
-    def draw_mix(self, mix: Mapping[str, float], n_paths: int, n_months: int, seed: int) -> TailPaths:
+    def draw_mix(self, mix: Mapping[str, float], n_paths: int, n_months: int, seed: int) -> MacroPaths:
         """Paths of a mix of scenarios; the tail may take most of them from the worst one."""
         names = list(mix)
         found = [self.direction(name, n_months) for name in names]
@@ -88,7 +73,7 @@ class TailSource:
         shares = ", ".join(
             f"{name} R2 {one.surface.share:.2f}" for name, one in zip(names, found, strict=True)
         )
-        return TailPaths(
+        return MacroPaths(
             values_PTM=values,
             weights_P=plan.weights_P,
             strata_P=plan.strata_P,
@@ -172,5 +157,3 @@ def _fresh(seed: int, n_paths: int, size: int) -> np.ndarray:
         for low in blocks
     ]
     return np.concatenate(parts)[:n_paths].astype(float)
-
-

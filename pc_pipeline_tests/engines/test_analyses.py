@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from pc_pipeline.core.errors import ConfigError, SimulationError
+from pc_pipeline.engines.aggregator import PortfolioAggregator
 from pc_pipeline.engines.analyses import pick_loans, simulate_mix
 from pc_pipeline.engines.attribution import attribute
 from pc_pipeline.engines.pool_changes import PoolChanges
@@ -24,6 +25,7 @@ from pc_pipeline.engines.sensitivities import (
     sensitivities,
 )
 from pc_pipeline.engines.study import Study
+from pc_pipeline.engines.tail_source import TailSource
 from pc_pipeline.engines.uncertainty import uncertainty
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
@@ -98,6 +100,22 @@ def test_tail_paths_are_weighted_and_their_mean_is_that_of_plain_ones(study, mix
     np.testing.assert_array_equal(same.portfolio_losses, results.portfolio_losses)
     controlled = same.interval("expected_loss")  # a pool of 120 loans: mostly their own luck
     assert controlled.upper - controlled.lower < 0.6 * (first.upper - first.lower)
+
+
+def test_the_aggregator_takes_it_as_a_macro_source(study):
+    found = PortfolioAggregator(study.deal).monte_carlo_simulate(
+        study.pool,
+        study.macro_vae,
+        study.transition_model,
+        n_simulations=40,
+        n_months=N_MONTHS,
+        compiled=study.compiled,
+        macro_source=TailSource(study, QUICK),
+    )
+    assert found.strata_P is not None
+    assert np.bincount(found.strata_P).min() == 2
+    assert found.weights.mean() == pytest.approx(1.0)
+    assert np.ptp(found.weights) > 0
 
 
 def test_gradients_are_bumps(study):
