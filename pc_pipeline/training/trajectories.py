@@ -64,7 +64,7 @@ LOG: Final = logging.getLogger("pc_pipeline.training")
 _VALUE_SAMPLE: Final = 512  # living loan-months per batch whose payment ratio is learned from
 _HELD_OUT_SHARE: Final = 1 / 8
 _HIDDEN_SHARE: Final = 1 / 8
-_TAUGHT_SHARE: Final = 0.7
+_TAUGHT_SHARE: Final = 0.5
 _VALUE_WEIGHT: Final = 0.01  # of the value loss in early stopping
 _EFFECT_PRIOR: Final = 0.5  # vintage and segment effects are standard normal a priori
 _SEASON_SD: Final = 0.2  # logits, prior of the loan's own calendar term beyond its cohort's
@@ -107,8 +107,8 @@ class TrajectoryTrainer:
             transition_model: gives the cohort rows along `macro_data` (table `macro_scenarios`, or the
                 trajectories' own macro). Without it each class's mean rows stand in.
             taught: (N,T,7) probabilities of a teacher for every month observed, NaN where it says nothing.
-                The larger part of the training loss is then against them, which are less noisy than what
-                happened; validation never is.
+                Half of the training loss is then against them, which are less noisy than what happened;
+                validation never is.
             max_loans: train on at most so many histories, drawn by seed.
             resume: file to continue from. on_epoch: called with each epoch's record.
 
