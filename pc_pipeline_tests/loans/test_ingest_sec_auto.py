@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from pc_pipeline.core.errors import IngestError
-from pc_pipeline.loans.ingest import IngestResult, read_tape, recognise
+from pc_pipeline.core.store import Store
+from pc_pipeline.engines.stages import land
+from pc_pipeline.loans.ingest import IngestResult, deliver, history, read_tape, recognise
 from pc_pipeline_tests.loans.ingest_checks import assert_contract, moves, percent
 from pc_pipeline_tests.shared_data import shared_path
 
@@ -117,6 +121,67 @@ def test_a_payoff_in_the_final_month_is_maturity(tmp_path: Path) -> None:
     assert result.panel["prepayment_amount"].sum() == 0.0
 
 
+SLICED = [
+    (900.0, 100.0, 100.0, 0.0),
+    (900.0, 49.0, 0.0, 0.0),  # missed; the first slice ends here
+    (900.0, 0.0, 0.0, 0.0),  # missed: 60, not 30
+    (700.0, 200.0, 200.0, 0.0),
+    (750.0, 0.0, 0.0, 0.0),  # missed; the second slice ends here
+    (700.0, 30.0, 0.0, 0.0),  # missed: 60
+    (0.0, 30.0, 0.0, 500.0),  # default
+    (None, None, 0.0, -80.0),  # after its end
+]
+
+
+def write_slice(folder: Path, first: int, last: int, cut_off: bool = False) -> Path:
+    """Months `first` to `last` (1 is April 2020) of SLICED; the tape as of the month before, if `cut_off`."""
+    write_pool(folder, SLICED)
+    months = pl.read_parquet(folder / "panel.parquet")
+    months.slice(first - 1, last - first + 1).write_parquet(folder / "panel.parquet")
+    if cut_off and first > 1:
+        balance, paid, _, _ = SLICED[first - 2]
+        before = SLICED[first - 3][0] if first > 2 else 1000.0
+        pl.read_parquet(folder / "loans.parquet").with_columns(
+            pl.lit(f"{first + 2:02d}-28-2020").alias("reportingPeriodEndingDate"),
+            pl.lit(before).alias("reportingPeriodBeginningLoanBalanceAmount"),
+            pl.lit(balance).alias("reportingPeriodActualEndBalanceAmount"),
+            pl.lit(paid).alias("totalActualAmountPaid"),
+        ).write_parquet(folder / "loans.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("cut_off", [False, True], ids=["one tape", "a tape as of each slice"])
+def test_a_pool_in_three_slices_lands_as_the_whole(tmp_path: Path, cut_off: bool) -> None:
+    whole, sliced = Store(tmp_path / "whole"), Store(tmp_path / "sliced")
+    land(whole, str(write_slice(tmp_path / "all", 1, 8)))
+    for number, (first, last) in enumerate([(1, 2), (3, 5), (6, 8)]):
+        result = land(sliced, str(write_slice(tmp_path / f"s{number}", first, last, cut_off)), pool="auto")
+    assert_contract(result)
+    assert result.panel["loan_state"].to_list() == [0, 0, 1, 2, 0, 1, 2, 4]
+    assert result.panel["days_past_due"].to_list() == [0, 0, 30, 60, 0, 30, 60, 90]
+    assert result.quarantine.is_empty()
+    for table in ("landing_panel", "landing_recoveries"):
+        assert sliced.read_table(table).equals(whole.read_table(table))
+    then = history(sliced, "auto", as_of="2020-08").panel  # the second slice ends in August
+    assert then.equals(
+        whole.read_table("landing_panel").filter(pl.col("reporting_month") <= dt.date(2020, 8, 1))
+    )
+
+
+def test_a_restated_month_changes_the_states_after_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for number, (first, last) in enumerate([(1, 2), (3, 5), (6, 8)]):
+        deliver(store, write_slice(tmp_path / f"s{number}", first, last))
+    folder = write_slice(tmp_path / "again", 2, 2)
+    months = pl.read_parquet(folder / "panel.parquet").with_columns(pl.lit(100.0).alias("total_paid"))
+    months.write_parquet(folder / "panel.parquet")
+    before = history(store).panel
+    deliver(store, folder, as_of="2020-11")
+    assert history(store, as_of="2020-10").panel.equals(before)
+    after = history(store).panel
+    assert after["loan_state"].to_list() == [0, 0, 0, 1, 0, 1, 2, 4]  # May was paid: June is the first miss
+
+
 def test_rounded_identifiers_are_refused(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", [(900.0, 100.0, 100.0, 0.0)])
     months = pl.read_parquet(pool / "panel.parquet").with_columns(pl.col("asset_number").cast(pl.Float64))
@@ -151,6 +216,21 @@ class TestRealPool:
         assert whole["rows_in"].sum() == 84_361 + opening
         assert counts["defaults_with_negative_net_recovery"] == 27
         assert counts["loans_without_history"] == 59
+
+    def test_in_three_slices_it_is_the_same(self, result: IngestResult, tmp_path: Path) -> None:
+        source, store = shared_path("data/sec_auto_aart2017"), Store(tmp_path / "store")
+        months = pl.read_parquet(source / "panel.parquet")
+        edges = [dt.date(2017, 1, 1), dt.date(2018, 4, 1), dt.date(2019, 2, 1), dt.date(2020, 1, 1)]
+        for first, last in itertools.pairwise(edges):
+            folder = tmp_path / f"auto_{first:%Y-%m}"
+            folder.mkdir()
+            shutil.copy(source / "loans.parquet", folder)
+            kept = months.filter((pl.col("period_end") >= first) & (pl.col("period_end") < last))
+            kept.write_parquet(folder / "panel.parquet")
+            deliver(store, folder)
+        joined = history(store)
+        assert joined.panel.equals(result.panel)
+        assert joined.recoveries.equals(result.recoveries)
 
     def test_as_of_cuts_what_was_not_yet_known(self, result: IngestResult) -> None:
         early = read_tape(shared_path("data/sec_auto_aart2017"), as_of="2018-06")

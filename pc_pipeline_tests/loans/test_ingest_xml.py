@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from pc_pipeline.core.errors import IngestError
-from pc_pipeline.loans.ingest import read_tape
+from pc_pipeline.core.store import Store
+from pc_pipeline.loans.ingest import deliver, history, read_tape
 from pc_pipeline_tests.loans.ingest_checks import assert_contract
 from pc_pipeline_tests.shared_data import shared_path
 
@@ -77,6 +78,26 @@ def test_a_pool_over_four_files(tmp_path: Path) -> None:
     assert result.counts["refiled_rows_replaced"] == 1
     assert result.counts["rows_after_end"] == 1
     assert result.as_of == dt.date(2020, 4, 1)
+
+
+def test_one_file_a_month_is_the_pool(tmp_path: Path) -> None:
+    end = "reportingPeriodActualEndBalanceAmount"
+    gone = {end: "0", "chargedoffPrincipalAmount": "1100.00", "totalActualAmountPaid": "0"}
+    files = {
+        "2020-02.xml": asset("A", 2, **{end: "1100.00"}),
+        "2020-03.xml": asset("A", 3, **{end: "1100.00", "currentDelinquencyStatus": "31"}),
+        "2020-04.xml": asset("A", 4, **gone, currentDelinquencyStatus="61", repossessedProceedsAmount="700"),
+        "2020-05.xml": asset("A", 5, **{end: "0", "repossessedProceedsAmount": "-50"}),  # after its end
+    }
+    store = Store(tmp_path / "store")
+    for name, text in files.items():
+        write(tmp_path / "whole", name, text)
+        write(tmp_path / name[:7], name, text)
+        deliver(store, tmp_path / name[:7])
+    whole, joined = read_tape(tmp_path / "whole"), history(store)
+    assert joined.panel.equals(whole.panel)
+    assert joined.recoveries.equals(whole.recoveries)
+    assert joined.recoveries["recovery_amount"].to_list() == [700.0, -50.0]
 
 
 def test_the_real_tape_written_as_xml_reads_the_same(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from pc_pipeline.loans.ingest import (
     source_digest,
 )
 from pc_pipeline.loans.ingest import history as delivered_history
+from pc_pipeline.loans.ingest.result import LEAVES
 from pc_pipeline.scenarios.history import load_history
 from pc_pipeline.schemas.tables import validate
 
@@ -171,7 +172,7 @@ def as_known(store: Store, pool: str, *, as_of: str = "", macro: pl.DataFrame | 
         loans=loans,
         panel=panel,
         recoveries=known.recoveries,
-        quarantine=pl.concat([one.table("quarantine") for one in used]),
+        quarantine=_refused([one.table("quarantine") for one in used], known.quarantine),
         quality=pl.concat(quality),
         adapter=last.adapter,
         rule=last.rule,
@@ -179,6 +180,25 @@ def as_known(store: Store, pool: str, *, as_of: str = "", macro: pl.DataFrame | 
         source_sha256=used[0].source_sha256 if is_plain else hashlib.sha256(keys.encode()).hexdigest(),
         counts=dict(last.counts),
     )
+
+
+def _refused(delivered: Sequence[pl.DataFrame], joined: pl.DataFrame | None) -> pl.DataFrame:
+    """Rows refused in the deliveries; a balance that is missing only where the joined months say so too.
+
+    A slice that begins after a loan's end cannot know why its balance is missing; the joined history can.
+    """
+    rows = pl.concat(delivered)
+    if joined is None:
+        return rows
+    months = ("loan_id", "reporting_month")
+    keys = [pl.col("row_json").str.json_path_match(f"$.{name}").alias(name) for name in months]
+    keyed, found = rows.with_columns(keys), joined.with_columns(keys)
+    open_ends = keyed.filter(pl.col("reason") == LEAVES).join(
+        found, on=months, how="semi", maintain_order="left"
+    )
+    others = keyed.filter(pl.col("reason") != LEAVES)
+    new = found.join(keyed, on=months, how="anti", maintain_order="left")
+    return pl.concat([others, open_ends, new]).select(rows.columns)
 
 
 def has_moves(panel: pl.DataFrame) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import polars as pl
 
@@ -37,11 +37,16 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """What an adapter makes of its parts (columns of the tables of the same name)."""
+    """What an adapter makes of its parts (columns of the tables of the same name).
+
+    Attributes:
+        filed: the months as filed, where they hang on months of other deliveries (`rejoin`).
+    """
 
     loans: pl.DataFrame
     panel: pl.DataFrame
     recoveries: pl.DataFrame
+    filed: pl.DataFrame | None = None
 
 
 class Adapter(Protocol):
@@ -63,6 +68,15 @@ class Adapter(Protocol):
 
     def read(self, parts: Sequence[Part], log: QualityLog, options: Options) -> Tables:
         """The tables; what is odd goes to the log."""
+        ...
+
+
+@runtime_checkable
+class Rejoinable(Protocol):
+    """An adapter that reads several deliveries' months as one history."""
+
+    def rejoin(self, filed: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, file: str) -> Tables:
+        """The tables of `Tables.filed` of several deliveries together, sorted, one row a loan and month."""
         ...
 
 

@@ -5,6 +5,7 @@ joined (`merge`).
 
     <root>/deliveries/<pool>/<number>-<hash>/
         loans.parquet panel.parquet recoveries.parquet quarantine.parquet quality.parquet
+        filed.parquet     months as filed, where joining needs them (`rejoin`)
         delivery.json     written last; names every file with its SHA-256
 
 A delivery is written into a folder with a temporary name, flushed to disk, then renamed into place: a
@@ -36,14 +37,17 @@ from pc_pipeline.core.periods import parse_month
 from pc_pipeline.core.store import Store, check_name, file_sha256, write_frame
 from pc_pipeline.core.swap import flush
 from pc_pipeline.loans.frames import to_polars
+from pc_pipeline.loans.ingest.adapter import Rejoinable
 from pc_pipeline.loans.ingest.drift import drift_rows
 from pc_pipeline.loans.ingest.files import source_sha256, survey
 from pc_pipeline.loans.ingest.merge import History, merge_deliveries
-from pc_pipeline.loans.ingest.read import read_tape
+from pc_pipeline.loans.ingest.read import ADAPTERS, read_tape
+from pc_pipeline.loans.ingest.rejoin import rejoin_deliveries
 from pc_pipeline.loans.ingest.result import IngestResult
 from pc_pipeline.loans.panel_store import PANEL_FORMAT
 
 TABLES: Final = ("loans", "panel", "recoveries", "quarantine", "quality")
+FILED: Final = "filed"
 CARD: Final = "delivery.json"
 FOLDER: Final = "deliveries"
 DEFAULT_POOL: Final = "pool"
@@ -88,13 +92,13 @@ class Delivery:
         return date.fromisoformat(self.as_of)
 
     def table(self, name: str) -> pl.DataFrame:
-        """'loans', 'panel', 'recoveries', 'quarantine' or 'quality'.
+        """'loans', 'panel', 'recoveries', 'quarantine', 'quality'; 'filed' where it is among `files`.
 
         Raises:
             StoreError: no such table, or its file is torn or gone.
         """
-        if name not in TABLES:
-            raise StoreError("a delivery has no such table", expected=", ".join(TABLES), got=name)
+        if name not in TABLES and name not in self.files:
+            raise StoreError("a delivery has no such table", expected=", ".join(self.files), got=name)
         try:
             return scan_any(self.folder / f"{name}.parquet").collect()
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -211,7 +215,22 @@ def history(
         raise StoreError(
             "nothing was delivered", expected=wanted, got=known or "none", where=f"pool {pool!r}"
         )
-    ordered = sorted(found, key=lambda one: (one.as_of_month, one.number))
+    return _joined(sorted(found, key=lambda one: (one.as_of_month, one.number)))
+
+
+def _joined(ordered: Sequence[Delivery]) -> History:
+    """Deliveries of one format that keeps its months as filed: read together; else merged."""
+    adapter = ADAPTERS.get(ordered[0].adapter)
+    is_one_format = len({one.adapter for one in ordered}) == 1
+    if (
+        len(ordered) > 1
+        and is_one_format
+        and isinstance(adapter, Rejoinable)
+        and all(FILED in one.files for one in ordered)
+    ):
+        return rejoin_deliveries(
+            [(one.id, one.table("loans"), one.table("panel"), one.table(FILED)) for one in ordered], adapter
+        )
     return merge_deliveries(
         [(one.id, one.table("loans"), one.table("panel"), one.table("recoveries")) for one in ordered]
     )
@@ -288,6 +307,8 @@ def _store(folder: Path, said: dict[str, Any], result: IngestResult, quality: pl
     temporary.mkdir(parents=True)
     try:
         frames = {name: getattr(result, name) for name in TABLES if name != "quality"} | {"quality": quality}
+        if result.filed is not None:
+            frames[FILED] = result.filed
         files = {}
         for name, frame in frames.items():
             path = temporary / f"{name}.parquet"

@@ -1,6 +1,7 @@
 """Several deliveries as one history: which delivery owns a month, and cash that holds across the seams.
 
-Here: `merge_deliveries`. Not here: which deliveries count (`deliveries.history`).
+Here: `merge_deliveries`, who owns a month. Not here: which deliveries count (`deliveries.history`), formats
+whose states hang on other deliveries (`rejoin`).
 
 A month belongs to the last delivery that reports it: a restated month replaces the old one whole, so a
 loan that the restatement leaves out is out. Where two deliveries meet inside a loan, the ledger is carried
@@ -28,6 +29,7 @@ class History:
         loans, panel, recoveries: tables loan_tape, loan_panel, recoveries.
         owners: month, delivery: which delivery each month of the panel comes from.
         n_revived: rows left out because their loan had ended in an earlier month.
+        quarantine: where months as filed were read anew, what that left out (table quarantine); else None.
     """
 
     loans: pl.DataFrame
@@ -35,6 +37,7 @@ class History:
     recoveries: pl.DataFrame
     owners: pl.DataFrame
     n_revived: int
+    quarantine: pl.DataFrame | None = None
 
 
 def merge_deliveries(
@@ -44,7 +47,7 @@ def merge_deliveries(
 
     One delivery comes back as it is.
     """
-    owners = _owners([(name, panel) for name, _, panel, _ in ordered], "reporting_month")
+    owners = owners_of([(name, panel) for name, _, panel, _ in ordered], "reporting_month")
     if len(ordered) == 1:
         _, loans, panel, recoveries = ordered[0]
         return History(loans=loans, panel=panel, recoveries=recoveries, owners=owners, n_revived=0)
@@ -52,12 +55,12 @@ def merge_deliveries(
         "loan_id", keep="first", maintain_order=True
     )
     cash = [(name, frame.rename({"recovery_month": "reporting_month"})) for name, _, _, frame in ordered]
-    paid = _owners(
+    paid = owners_of(
         [pair for both in zip([(n, p) for n, _, p, _ in ordered], cash, strict=True) for pair in both],
         "reporting_month",
     )
-    recoveries = _owned([(name, frame) for name, _, _, frame in ordered], paid, "recovery_month")
-    rows = _owned([(name, panel) for name, _, panel, _ in ordered], owners, "reporting_month")
+    recoveries = owned_rows([(name, frame) for name, _, _, frame in ordered], paid, "recovery_month")
+    rows = owned_rows([(name, panel) for name, _, panel, _ in ordered], owners, "reporting_month")
     rows = rows.sort("loan_id", "reporting_month")
     ended = (pl.col("loan_state") > LoanState.dpd90).cast(pl.Int64)
     after = (ended.cum_sum().over("loan_id") - ended) > 0
@@ -77,7 +80,7 @@ def merge_deliveries(
     )
 
 
-def _owners(frames: Sequence[tuple[str, pl.DataFrame]], month: str) -> pl.DataFrame:
+def owners_of(frames: Sequence[tuple[str, pl.DataFrame]], month: str) -> pl.DataFrame:
     """month, delivery: the last delivery that reports the month."""
     seen = [
         frame.select(pl.col(month).unique().alias("month"), pl.lit(name).alias("delivery"))
@@ -86,7 +89,8 @@ def _owners(frames: Sequence[tuple[str, pl.DataFrame]], month: str) -> pl.DataFr
     return pl.concat(seen).unique("month", keep="last", maintain_order=True).sort("month")
 
 
-def _owned(frames: Sequence[tuple[str, pl.DataFrame]], owners: pl.DataFrame, month: str) -> pl.DataFrame:
+def owned_rows(frames: Sequence[tuple[str, pl.DataFrame]], owners: pl.DataFrame, month: str) -> pl.DataFrame:
+    """Rows of (delivery, frame) in the months that the delivery owns."""
     kept = [
         frame.join(
             owners.filter(pl.col("delivery") == name).select(pl.col("month").alias(month)),

@@ -155,6 +155,7 @@ def read_tape(
         as_of=options.as_of or _last_month(tables.loans, tables.panel),
         source_sha256=digest.result(),
         counts=dict(log.counts),
+        filed=tables.filed,
     )
 
 

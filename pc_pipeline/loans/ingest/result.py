@@ -31,6 +31,7 @@ QUARANTINE_SCHEMA: Final[dict[str, Any]] = {
     "row_json": pl.String,
 }
 WHOLE_FILE: Final = "*"
+LEAVES: Final = "balance missing and never written to zero: the loan leaves observation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,7 @@ class IngestResult:
         as_of: last month the delivery knows of.
         source_sha256: content hash of the delivered files.
         counts: named totals of everything that was odd.
+        filed: the months as filed, where they are needed to join deliveries (`rejoin`).
     """
 
     loans: pl.DataFrame
@@ -61,6 +63,7 @@ class IngestResult:
     as_of: date
     source_sha256: str
     counts: dict[str, int]
+    filed: pl.DataFrame | None = None
 
 
 @dataclass(slots=True)

@@ -27,7 +27,9 @@ from pc_pipeline.core.errors import IngestError
 from pc_pipeline.loans.ingest import sec_auto
 from pc_pipeline.loans.ingest.adapter import Options, Tables, cast_columns, recoveries_table
 from pc_pipeline.loans.ingest.files import Part, where
-from pc_pipeline.loans.ingest.history import nothing_after_end, observed_panel
+from pc_pipeline.loans.ingest.history import known_months, nothing_after_end, observed_panel
+from pc_pipeline.loans.ingest.recency import WRITTEN_SHARE
+from pc_pipeline.loans.ingest.rejoin import IS_TAPE
 from pc_pipeline.loans.ingest.result import QualityLog
 from pc_pipeline.schemas.states import LoanState
 
@@ -82,14 +84,22 @@ class SecAutoXml:
         loans = sec_auto.auto_loans(
             rows.unique("loan_id", keep="first", maintain_order=True), log, where(parts[0])
         )
-        stated, recoveries = _state(rows, loans, log, where(parts[0]))
-        panel = observed_panel(stated, loans, log, where(parts[0]), options)
-        living = panel.filter(pl.col("loan_state") == LoanState.default).select("loan_id")
-        return Tables(
-            loans=loans.drop("_row"),
-            panel=panel,
-            recoveries=recoveries.join(living, on="loan_id", how="semi"),
-        )
+        kept = known_months(rows.drop("_file"), loans, log, where(parts[0]), options)
+        kept = kept.with_columns(pl.lit(False).alias(IS_TAPE))
+        return _tables(kept, loans.drop("_row"), log, where(parts[0]), options)
+
+    def rejoin(self, filed: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, file: str) -> Tables:
+        """Tables of the assets as filed in several deliveries, as if they had come in one."""
+        return _tables(filed, loans, log, file, Options())
+
+
+def _tables(filed: pl.DataFrame, loans: pl.DataFrame, log: QualityLog, file: str, options: Options) -> Tables:
+    """Tables of assets as filed: one row a loan and month, sorted, all known by the as-of month."""
+    stated, recoveries = _state(filed, loans, log, file)
+    panel = observed_panel(stated, loans, log, file, options)
+    living = panel.filter(pl.col("loan_state") == LoanState.default).select("loan_id")
+    dated = recoveries.join(living, on="loan_id", how="semi", maintain_order="left")
+    return Tables(loans=loans, panel=panel, recoveries=dated, filed=filed)
 
 
 def read_assets(file: Path, log: QualityLog) -> pl.DataFrame:
@@ -191,7 +201,7 @@ def _state(
     lost = (
         (charged.fill_null(0.0) > 0)
         | (pl.col("zeroBalanceCode").fill_null("") == CHARGED_OFF)
-        | (paid.fill_null(0.0) < sec_auto.WRITTEN_SHARE * pl.col("_before"))
+        | (paid.fill_null(0.0) < WRITTEN_SHARE * pl.col("_before"))
     )
     days = pl.col("currentDelinquencyStatus").clip(0, 100_000).cast(pl.Int64)
     state = (
