@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.core.periods import add_months, parse_month
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.core.store import Store
@@ -40,11 +41,12 @@ def run(work: Work) -> dict[str, Any]:
     """Generate and keep; what is returned is the job's result.
 
     Raises:
-        PcError: the portfolio is gone, or its borrowers cannot be used.
+        PcError: the portfolio is gone or was replaced, or its borrowers cannot be used.
     """
     asked, portfolio_id = work.job.request, work.job.subject
     work.advance(work.job.progress, "reading the portfolio")
     borrowers = _borrowers(work)
+    version = _version(work)
     generator, note = _generator(work, bool(asked["use_lstm"]))
     start = date.fromisoformat(asked["start_date"]) if asked["start_date"] else _first_month(work)
     path, months = work.shelf.partial(work.job.id), int(asked["num_months"])
@@ -73,6 +75,8 @@ def run(work: Work) -> dict[str, Any]:
         "note": note,
     }
     work.advance(0.99, "keeping")
+    if _version(work) != version:
+        raise ConfigError("the portfolio was replaced meanwhile", expected="ask again for the new one")
     work.shelf.keep_sequences(portfolio_id, work.job.id, result | {"seed": asked["seed"]})
     return result
 
@@ -99,6 +103,10 @@ def _borrowers(work: Work) -> pl.DataFrame:
         tables = {"borrowers": borrowers, "quarantine": pl.DataFrame(schema=QUARANTINE_SCHEMA)}
         work.shelf.keep_portfolio(portfolio_id, work.job.id, tables, note)
     return pl.read_parquet(work.shelf.table_path(portfolio_id, "borrowers"))
+
+
+def _version(work: Work) -> str:
+    return str((work.shelf.portfolio(work.job.subject) or {}).get("version"))
 
 
 def _first_month(work: Work) -> date:

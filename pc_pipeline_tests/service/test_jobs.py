@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from pc_pipeline.core.errors import ConfigError, StoreError
@@ -240,3 +241,23 @@ def test_one_service_a_folder(tmp_path: Path) -> None:
     settings = quick_settings(tmp_path / "data")
     with serving(settings), pytest.raises(ConfigError, match="another service"):
         make_server(settings)
+
+
+def test_sequences_of_a_portfolio_replaced_meanwhile_are_not_kept(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pc_pipeline.service import task_sequences
+
+    append = task_sequences._append
+
+    def replaced_while_writing(path: Path, frame: pl.DataFrame) -> None:
+        append(path, frame)
+        table = pl.read_parquet(served.desk.shelf.table_path("swap", "borrowers"))
+        note = served.desk.shelf.portfolio("swap")
+        served.desk.shelf.keep_portfolio("swap", "another", {"borrowers": table}, note)
+
+    upload(served.client, "swap", borrower_csv(5)).raise_for_status()
+    monkeypatch.setattr(task_sequences, "_append", replaced_while_writing)
+    answer = generate(served.client, "swap")
+    assert (answer.status_code, answer.json()["title"]) == (422, "the portfolio was replaced meanwhile")
+    assert served.client.get("/api/fintech/download/swap/payment_sequences.csv").status_code == 404
