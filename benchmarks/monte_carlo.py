@@ -1,35 +1,45 @@
 """Monte Carlo: the kernel against its oracle, then against numpy, its growth, and a whole run.
 
-    python -m benchmarks.monte_carlo [--quick]
+    python -m benchmarks.monte_carlo [--quick] [--data STORE ...] [--million] [--paths 10000]
 
 No figure of speed is printed before the kernel agrees with the exact expectation (|z| < 4 per cash type, two
-seeds) and with numpy path by path. Ratios are medians of interleaved rounds (A B A B). Not here: networks
-of a trained recipe; the whole run uses untrained networks of the `base` width, which cost the same.
+seeds) and with numpy path by path; with `--data`, also on a sample of each store's own pool with its trained
+models. The first store's models also make the whole run; without one, untrained networks of the `base` width,
+which cost the same. Ratios are medians of interleaved rounds (A B A B). `--million` adds 1,000,000 loans x
+1,000 paths. Tails (time x SE^2) are in `benchmarks.tails`.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import resource
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numba import njit
 
 from benchmarks.machine import machine_line, write_result
+from pc_pipeline import recipes
 from pc_pipeline.core.rng import stream
+from pc_pipeline.core.store import Store
 from pc_pipeline.engines.aggregator import PortfolioAggregator
+from pc_pipeline.engines.study import Study
 from pc_pipeline.loans.amortisation import amortisation_schedule
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
-from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel, TrajectoryConfig
-from pc_pipeline.models.macro_vae import MacroVAE, MacroVAEConfig
-from pc_pipeline.models.transition_transformer import TransitionConfig, TransitionTransformer
+from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel
+from pc_pipeline.models.macro_vae import MacroVAE
+from pc_pipeline.models.transition_transformer import TransitionTransformer
+from pc_pipeline.simulation.distil import CompiledLoans
 from pc_pipeline.simulation.kernel import run_lanes
 from pc_pipeline.simulation.lanes import Lanes, pack_lanes
+from pc_pipeline.simulation.monte_carlo import POLICY_RATE, SimulationConfig, simulate_pool
 from pc_pipeline.simulation.pool import PoolArrays, remaining_schedule, uniform_severity
 from pc_pipeline.simulation.reference import (
     counter_numbers,
@@ -38,6 +48,7 @@ from pc_pipeline.simulation.reference import (
     simulate_reference,
 )
 from pc_pipeline.simulation.rng import loan_keys, seed_key
+from pc_pipeline.simulation.vectors import philox_lanes
 
 ROW = np.array(
     [
@@ -97,7 +108,7 @@ def run_both_cores(
 ) -> np.ndarray:
     """Kernel over all paths with a number of threads."""
     out = np.zeros((*index.shape, 5))
-    step = max(1, len(rows) // (4 * n_threads))
+    step = max(1, len(rows) // n_threads)
     with ThreadPoolExecutor(n_threads) as threads:
         spans = [(low, min(low + step, len(rows))) for low in range(0, len(rows), step)]
         list(threads.map(lambda span: run_lanes(lanes, rows, index, seed_key(seed), 0, out, *span), spans))
@@ -144,7 +155,7 @@ def interleaved(first: Callable[[], None], second: Callable[[], None]) -> tuple[
 
 def against_numpy(n_loans: int, n_threads: int) -> list[str]:
     """Loan-months per second, kernel against vectorised numpy of the same law."""
-    lines, n_months, n_cohorts, n_paths = [], 60, 48, 32
+    lines, n_months, n_cohorts, n_paths = [], 60, 48, 64
     pool, rows = make_pool(n_loans, n_months, n_cohorts), make_rows(n_paths, n_cohorts, n_months)
     index = make_index(n_paths, n_months)
     generator = np.random.default_rng(0)
@@ -187,42 +198,197 @@ def growth() -> list[str]:
     return lines
 
 
-def whole_run(n_loans: int, n_paths: int) -> list[str]:
-    """`monte_carlo_simulate`: seconds of each part and peak memory above the imports."""
-    loans = LoanTapeGenerator(n_loans=n_loans, random_seed=0).generate_static_features()
+def trained_gate(folder: Path) -> list[str]:
+    """|z| per cash type on a store's own pool and trained models, two seeds; raises if any is 4 or more."""
+    study, lines, n_paths = Study.from_store(Store(folder)), [], 1_600
+    for seed in (1, 2):
+        loans = np.sort(stream(seed, "gate").permutation(study.arrays.n_loans)[:60])
+        pool = study.arrays.take(loans)
+        residual = None if study.residual_LHJ is None else study.residual_LHJ[loans]
+        macro = study.macro("severely_adverse" if _knows(study, "severely_adverse") else "baseline", seed)[
+            -1:
+        ]
+        rows = np.ascontiguousarray(study.rows(macro))
+        index = macro[:, :, POLICY_RATE]
+        many, many_index = np.repeat(rows, n_paths, axis=0), np.repeat(index, n_paths, axis=0)
+        total = run_both_cores(pack_lanes(pool, residual), many, many_index, seed, 2).sum(axis=1)
+        exact = expected_cash(pool, rows[0], index[0], residual).sum(axis=0)
+        error = np.maximum(total.std(axis=0) / np.sqrt(n_paths), 1e-12 * pool.total_balance)
+        z = (total.mean(axis=0) - exact) / error
+        if np.abs(z).max() >= Z_LIMIT:
+            raise SystemExit(f"the kernel fails its oracle on {folder}: z {z}")
+        lines.append(f"| {folder.name}, seed {seed} | " + " | ".join(f"{v:+.2f}" for v in z) + " | |")
+    return lines
+
+
+def _knows(study: Study, scenario: str) -> bool:
+    return bool(study.macro_vae.is_trained_S[study.macro_vae.scenario_code(scenario)])
+
+
+def against_python(n_loans: int = 200) -> str:
+    """Loan-months per second of a plain loop over loans and months: one draw, one instalment, no ledger."""
+    draw, row, n_months = random.Random(0), [list(np.cumsum(ROW[k, :6])) for k in range(4)], 60
+    begin = time.perf_counter()
+    total = 0.0
+    for _ in range(n_loans):
+        state, balance = 0, 100_000.0
+        for _month in range(n_months):
+            u = draw.random()
+            state = next((j for j, level in enumerate(row[state]) if u < level), 5)
+            if state == 0:
+                total += 1_900.0
+                balance -= 1_400.0
+            elif state >= 4:
+                total += balance if state == 5 else 0.4 * balance
+                break
+    speed = n_loans * n_months / (time.perf_counter() - begin) / 1e6
+    return f"Plain Python, loan by loan, without arrears, schedules or classes: {speed:.2f} million a second."
+
+
+def _models(folder: Path | None) -> tuple[Any, Any, CompiledLoans | None, Any]:
+    """VAE, transition model, compiled loans and loan model: trained, or untrained of the base width."""
+    if folder is not None:
+        study = Study.from_store(Store(folder))
+        return study.macro_vae, study.transition_model, study.compiled, None
     torch.manual_seed(0)
-    vae = MacroVAE(MacroVAEConfig())
-    transition = TransitionTransformer(TransitionConfig(d_model=32, n_heads=2, n_layers=1))
-    trajectory = LoanTrajectoryModel(TrajectoryConfig(d_model=32, n_heads=2, n_layers=1))
+    base = recipes.base()
+    return (
+        MacroVAE(base.macro_vae.network),
+        TransitionTransformer(base.transition_transformer.network),
+        None,
+        LoanTrajectoryModel(base.loan_trajectory.network),
+    )
+
+
+def whole_run(n_loans: int, n_paths: int, folder: Path | None) -> list[str]:
+    """`monte_carlo_simulate`: seconds of each stage and peak memory above the imports."""
+    loans = LoanTapeGenerator(n_loans=n_loans, random_seed=0).generate_static_features()
+    vae, transition, compiled, trajectory = _models(folder)
+    PortfolioAggregator().monte_carlo_simulate(loans.head(50), vae, transition, n_simulations=2)  # compiles
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    marks: list[float] = []
+    clock = _Clock(transition)
     begin = time.perf_counter()
     results = PortfolioAggregator().monte_carlo_simulate(
         loans,
         vae,
-        transition,
+        clock,
         trajectory,
         n_simulations=n_paths,
-        progress=lambda done, total: marks.append(time.perf_counter()),
+        scenario_mix={"baseline": 0.6, "severe": 0.4},
+        compiled=compiled,
+        progress=clock.mark,
     )
-    seconds = time.perf_counter() - begin
     results.pool_report()
+    seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return [
-        f"{n_loans:,} loans x 60 months x {n_paths:,} paths with distillation, macro paths, rows, kernel, "
-        f"waterfall and report: **{seconds:.1f} s** (simulation from the second batch on "
-        f"{marks[-1] - marks[0]:.1f} s), peak {peak - before:.0f} MB above the imports."
+    simulated = clock.last - clock.first
+    kernel = simulated - clock.seconds
+    parts = {
+        "macro paths, distillation where needed, loading": clock.first - begin,
+        "transition rows": clock.seconds,
+        "kernel, rows packed and checked": kernel,
+        "waterfall, measures, report": seconds - (clock.last - begin),
+    }
+    lines = [
+        f"{n_loans:,} loans x 60 months x {n_paths:,} paths, {'trained' if folder else 'untrained'} models: "
+        f"**{seconds:.1f} s**, {seconds / kernel:.1f} times the kernel's own; "
+        f"peak {peak - before:.0f} MB above the imports.",
+        "",
+        "| stage | seconds | share |",
+        "|---|---|---|",
     ]
+    lines += [f"| {name} | {value:.2f} | {value / seconds:.0%} |" for name, value in parts.items()]
+    return lines
+
+
+class _Clock(torch.nn.Module):
+    """A transition model that notes when it is asked for rows and how long it takes."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.seconds, self.first, self.last = model, 0.0, 0.0, 0.0
+
+    def read_cohorts(self, *given: Any, **options: Any) -> Any:
+        self.first = self.first or time.perf_counter()
+        return self.model.read_cohorts(*given, **options)
+
+    def rows_given(self, *given: Any) -> Any:
+        begin = time.perf_counter()
+        self.first = self.first or begin
+        rows = self.model.rows_given(*given)
+        self.seconds += time.perf_counter() - begin
+        return rows
+
+    def rows(self, *given: Any, **options: Any) -> Any:
+        return self.model.rows(*given, **options)
+
+    def mark(self, done: int, total: int) -> None:
+        self.last = time.perf_counter()
+
+
+def floors() -> list[str]:
+    """What a loan-month cannot cost less than: its random number, and the reading of its schedule."""
+    out, lanes = np.zeros((8, 4, 64), np.float32), pack_lanes(make_pool(10_000, 60, 48))
+    draw_many(lanes.key_BL, out, 2)
+    begin = time.perf_counter()
+    draw_many(lanes.key_BL, out, 60)
+    drawn = (time.perf_counter() - begin) / (60 * lanes.key_BL.size * 4) * 1e9
+    table = np.ones(8_000_000)
+    speed = 16 * table.size / min(_seconds(lambda: table.copy()) for _ in range(5)) / 1e9
+    return [
+        f"Random numbers alone {drawn:.2f} ns a loan-month on one core; copying {speed:.1f} GB/s, "
+        f"so the 128 bytes of a path, cohort and month's rows cost {128 / speed:.0f} ns."
+    ]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+@njit(nogil=True)
+def draw_many(key_BL: Any, out: Any, n_times: Any) -> None:
+    """All lanes' numbers of four months, n_times over."""
+    for word in range(n_times):
+        for lane in range(0, key_BL.size, 8):
+            philox_lanes(
+                key_BL, lane, np.uint64(1), np.uint64(word), np.uint64(3), np.uint64(4), out, lane & 56
+            )
+
+
+def million(n_paths: int = 1_000) -> str:
+    """1,000,000 loans in one pass."""
+    pool, n_cohorts = make_pool(1_000_000, 60, 240), 240
+    begin = time.perf_counter()
+    simulated = simulate_pool(
+        pool,
+        n_cohorts,
+        np.full((n_paths, 60, 9), 0.03),
+        lambda macro: make_rows(len(macro), n_cohorts, 60),
+        None,
+        SimulationConfig(memory_limit_mb=4000.0),
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return (
+        f"1,000,000 loans x 60 months x {n_paths:,} paths: {time.perf_counter() - begin:.0f} s with made-up "
+        f"rows, peak {peak:.0f} MB in all; expected loss {simulated.losses_P.mean():.3%}."
+    )
 
 
 def main() -> None:
     """Run everything and write the dated note."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, for a look")
-    quick = parser.parse_args().quick
+    parser.add_argument("--data", type=Path, action="append", default=[], help="store with trained models")
+    parser.add_argument("--million", action="store_true", help="also 1,000,000 loans")
+    parser.add_argument("--paths", type=int, default=10_000, help="paths of the whole run")
+    given = parser.parse_args()
+    quick, folder = given.quick, given.data[0] if given.data else None
     torch.set_num_threads(2)
     amortisation_schedule(np.ones(1), np.zeros(1), np.ones(1, int), np.array(["bullet"]))
-    whole = whole_run(1_000 if quick else 10_000, 200 if quick else 2_000)
+    gate = oracle_gate() + [line for store in given.data for line in trained_gate(store)]
+    whole = whole_run(1_000 if quick else 10_000, 200 if quick else given.paths, folder)
     text = "\n".join(
         [
             "# Monte Carlo",
@@ -231,12 +397,12 @@ def main() -> None:
             f"`python -m benchmarks.monte_carlo{' --quick' if quick else ''}`",
             "",
             "## Oracle gate",
-            "z of pool cash against the exact expectation, 3,000 paths; last column: one path against numpy "
-            "with the same numbers, largest difference as a share of the pool.",
+            "z of pool cash against the exact expectation, 3,000 paths (trained models: 1,600); last column: "
+            "one path against numpy with the same numbers, largest difference as a share of the pool.",
             "",
             "| seed | interest | scheduled | prepaid | defaulted | recovery | path gap |",
             "|---|---|---|---|---|---|---|",
-            *oracle_gate(),
+            *gate,
             "",
             "## Kernel against vectorised numpy, same law, million loan-months a second",
             f"Median of {N_ROUNDS} interleaved rounds; numpy on one core with its own fast generator.",
@@ -246,11 +412,16 @@ def main() -> None:
             *against_numpy(2_000 if quick else 10_000, 1),
             *against_numpy(2_000 if quick else 10_000, 2),
             "",
+            against_python(),
+            "",
+            *floors(),
+            "",
             "## Growth",
             "",
             "| in | sizes | exponent |",
             "|---|---|---|",
             *growth(),
+            *([million()] if given.million else []),
             "",
             "## A whole run",
             *whole,

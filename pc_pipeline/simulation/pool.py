@@ -23,6 +23,7 @@ from pc_pipeline.simulation.rng import loan_keys
 
 DUE_AT_CUTOFF = 3  # a loan is carried with at most three instalments of arrears into the simulation
 CENTS = 100.0
+LOANS_AT_ONCE = 65_536  # whose whole schedules are held while the rest is cut out of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,21 +159,45 @@ def remaining_schedule(
         original_L: balance at origination, so that instalments round to the cents of the contract.
     """
     age = arrears_L if age_L is None else age_L
-    n_L = remaining_L + age
-    full = amortisation_schedule(balance_L if original_L is None else original_L, rate_L, n_L, amortization_L)
-    offset = np.arange(n_months + DUE_AT_CUTOFF + 1) - DUE_AT_CUTOFF
-    instalment = np.clip(age[:, None] + offset[None, :], (age - arrears_L)[:, None], full.shape[1] - 1)
-    share = np.take_along_axis(full, instalment, axis=1)
-    paid_through = share[np.arange(age.size), DUE_AT_CUTOFF - arrears_L]
+    original = balance_L if original_L is None else original_L
+    schedule = np.empty((balance_L.size, n_months + DUE_AT_CUTOFF + 1))
+    for low in range(0, balance_L.size, LOANS_AT_ONCE):
+        part = slice(low, low + LOANS_AT_ONCE)
+        schedule[part] = _remaining(
+            balance_L[part],
+            amortisation_schedule(
+                original[part], rate_L[part], (remaining_L + age)[part], amortization_L[part]
+            ),
+            age[part],
+            arrears_L[part],
+            low,
+            schedule.shape[1],
+        )
+    return schedule
+
+
+def _remaining(
+    balance_L: np.ndarray,
+    full_LX: np.ndarray,
+    age_L: np.ndarray,
+    arrears_L: np.ndarray,
+    first: int,
+    width: int,
+) -> np.ndarray:
+    """`remaining_schedule` of some loans, from their schedules since origination."""
+    offset = np.arange(width) - DUE_AT_CUTOFF
+    instalment = np.clip(age_L[:, None] + offset[None, :], (age_L - arrears_L)[:, None], full_LX.shape[1] - 1)
+    share = np.take_along_axis(full_LX, instalment, axis=1)
+    paid_through = share[np.arange(age_L.size), DUE_AT_CUTOFF - arrears_L]
     on_schedule = paid_through == balance_L  # then the contract's own cents, untouched
     scale = np.where(on_schedule, 1.0, balance_L / np.where(paid_through > 0, paid_through, 1.0))
     if not (paid_through > 0).all():
         raise SimulationError(
             "a loan has a balance where its schedule has none",
             expected="an age before the final month",
-            where=f"pool row {int(np.flatnonzero(paid_through <= 0)[0])}",
+            where=f"pool row {first + int(np.flatnonzero(paid_through <= 0)[0])}",
         )
-    return np.round(share * scale[:, None] * CENTS) / CENTS
+    return np.asarray(np.round(share * scale[:, None] * CENTS) / CENTS)
 
 
 def uniform_severity(lower: np.ndarray, upper: np.ndarray, n_quantiles: int = 33) -> np.ndarray:
