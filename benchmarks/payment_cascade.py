@@ -3,9 +3,9 @@
     python benchmarks/payment_cascade.py [--rounds 7] [--skip-training] [--out benchmarks/results]
 
 Sampling is checked first: the same network, float32 against bfloat16, gives the same status shares within
-noise, and a history does not depend on its batch. Ratios are medians of interleaved rounds (A B A B). The loop
-takes one loan and one month at a time through nn.LSTM, as an unbatched generator does. deepecho is optional
-(pip install deepecho): its PAR model, trained on the same table.
+noise, and a history does not depend on its batch. Ratios are medians of interleaved rounds (A B A B). The
+loop takes one loan and one month at a time through nn.LSTM, as an unbatched generator does. deepecho is
+optional (pip install deepecho): its PAR model, trained on the same table.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pc_pipeline.loans.payment_status import trim_after_end
 from pc_pipeline.loans.status_law import KnownHistories, known_histories
 from pc_pipeline.models.payment_cascade import CascadeConfig, LSTMCascadeModel
 from pc_pipeline.training.config import TrainConfig
+from pc_pipeline.training.loop import torch_threads
 from pc_pipeline.training.payment_cascade import CascadeData, CascadeTrainer
 
 MONTHS = 24
@@ -50,7 +51,7 @@ def trained() -> tuple[LSTMCascadeGenerator, KnownHistories]:
 def one_loan_loop(model: LSTMCascadeModel, borrowers: list[dict[str, Any]], months: int) -> list[list[int]]:
     """The unbatched generator: every loan and month is one call of the network."""
     made = []
-    with torch.inference_mode():
+    with torch.inference_mode(), torch_threads(1):  # one row at a time: a second thread only costs
         for borrower in borrowers:
             x = model.scaled(torch.from_numpy(borrower_features(borrower)))
             padding = torch.zeros(1, model.lstm.input_size - model.config.hidden_dim // 2 - x.shape[1])

@@ -54,7 +54,8 @@ def test_definitions_load_with_every_named_part(settings: Settings) -> None:
     keys = {key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()}
     assert {
         "landing", "macro_scenarios", "loan_tape", "loan_panel", "transitions", "macro_vae",
-        "transition_transformer", "loan_trajectory", "markov_baseline", "joint_model", "simulations",
+        "transition_transformer", "loan_trajectory", "markov_baseline", "payment_cascade", "joint_model",
+        "simulations",
         "tranche_report",
     } <= keys  # fmt: skip
     for key in definitions.resolve_asset_graph().get_all_asset_keys():

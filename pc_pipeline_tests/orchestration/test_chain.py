@@ -17,7 +17,14 @@ from pc_pipeline.schemas.tables import failures
 from pc_pipeline_tests.orchestration.conftest import SCENARIOS, settings_for
 
 PARTITIONED = ("macro_scenarios", "loan_panel", "recoveries", "simulations", "tranche_report", "pool_report")
-MODELS = ("macro_vae", "transition_transformer", "loan_trajectory", "markov_baseline", "joint_model")
+MODELS = (
+    "macro_vae",
+    "transition_transformer",
+    "loan_trajectory",
+    "markov_baseline",
+    "payment_cascade",
+    "joint_model",
+)
 
 
 def test_every_table_is_there_and_keeps_its_contract(chain: Store) -> None:
@@ -65,6 +72,17 @@ def test_the_models_are_weights_with_a_card(chain: Store) -> None:
         card = read_card(folder / name)
         assert (folder / name / f"{card['weights']}.safetensors").exists()
     assert not list(chain.root.rglob("*.pt")) + list(chain.root.rglob("*.pkl"))
+
+
+def test_the_payment_cascade_is_validated_and_scored_beside_the_loan_models(chain: Store) -> None:
+    card = read_card(chain.model_folder("payment_cascade") / "payment_cascade")
+    assert card["engine"] == "LSTM"
+    figures = {row["figure"] for row in card["validation"]}
+    assert {"transition_error", "default_rate_match", "avg_length_error", "two-sample AUC"} <= figures
+    assert sum(card["transition_matrix"]["30_days"].values()) == pytest.approx(1.0)
+    assert "<svg" in chain.report_path("payment_cascade.html").read_text()
+    scores = read_card(chain.model_folder("joint_model") / "loan_trajectory")["scores"]
+    assert "payment_cascade" in [row["model"] for row in scores]
 
 
 def test_reports_hold_what_the_tables_hold(chain: Store) -> None:
