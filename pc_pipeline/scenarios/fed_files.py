@@ -24,15 +24,18 @@ from pc_pipeline.scenarios.quarterly import level_from_growth, parse_quarter, to
 
 # What a header must contain, after lowering and turning punctuation into blanks. First match wins.
 _HEADERS: Final = {
-    "real_gdp_growth": ("real gdp",),
-    "cpi_inflation": ("cpi inflation", "inflation cpi"),
+    "real_gdp_growth": ("real gdp", "real gross domestic product"),
+    "cpi_inflation": ("cpi", "consumer price"),
     "unemployment": ("unemployment",),
-    "treasury_3m": ("3 month treasury",),
-    "treasury_10y": ("10 year treasury",),
-    "bbb_yield": ("bbb corporate", "bbb yield"),
-    "stock_index": ("total stock market", "stock market", "stock price"),
-    "house_prices": ("house price",),
+    "treasury_3m": ("3 month treasury", "treasury 3 month", "3 month t bill"),
+    "treasury_10y": ("10 year treasury", "treasury 10 year"),
+    "bbb_yield": ("bbb",),
+    "stock_index": ("stock market", "stock price", "dow jones"),
+    "house_prices": ("house price", "home price"),
 }
+_LEVELS: Final = ("stock_index", "house_prices")  # indices; a column of their changes is another variable
+_OTHER: Final = frozenset({"commercial", "nominal", "spread", "euro", "asia", "japan", "uk"})
+_DATES: Final = ("date", "obs", "observation", "quarter", "observation date", "period")
 HISTORIC_NAMES: Final = ("actual", "historic", "historical", "history")
 
 IG_OF_BBB: Final = 0.8
@@ -76,7 +79,7 @@ class QuarterlyTable:
     @property
     def is_historic(self) -> bool:
         """Whether this is what happened, rather than a projection."""
-        return self.name.strip().lower() in HISTORIC_NAMES
+        return not set(HISTORIC_NAMES).isdisjoint(_plain(self.name).split())
 
 
 def _plain(text: str) -> str:
@@ -87,9 +90,12 @@ def _match_headers(headers: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for header in headers:
         plain = _plain(header)
-        if "commercial" in plain or "nominal" in plain:
+        if not _OTHER.isdisjoint(plain.split()):
             continue
+        is_change = "change" in plain or "growth" in plain
         for key, phrases in _HEADERS.items():
+            if is_change and key in _LEVELS:
+                continue
             if key not in found and any(phrase in plain for phrase in phrases):
                 found[key] = header
                 break
@@ -124,9 +130,7 @@ def read_fed_file(path: Path) -> list[QuarterlyTable]:
     headers = {column.lstrip("\ufeff"): column for column in frame.columns}
     found = _match_headers(list(headers))
     missing = sorted(set(_HEADERS) - set(found))
-    date_column = next(
-        (h for h in headers if _plain(h) in ("date", "obs", "quarter", "observation date")), None
-    )
+    date_column = next((header for header in headers if _plain(header) in _DATES), None)
     if missing or date_column is None:
         raise IngestError(
             "not a domestic supervisory scenario file",
@@ -137,7 +141,12 @@ def read_fed_file(path: Path) -> list[QuarterlyTable]:
     name_column = next(
         (header for header in headers if _plain(header) in ("scenario name", "scenario")), None
     )
-    frame = frame.filter(pl.col(headers[date_column]).str.strip_chars().str.len_chars() > 0)
+    figures = [headers[header] for header in found.values()]
+    is_filled = pl.col(*figures).str.strip_chars().str.len_chars() > 0
+    frame = frame.filter(
+        pl.col(headers[date_column]).str.strip_chars().str.len_chars() > 0,
+        pl.any_horizontal(is_filled.fill_null(False)),  # notes below the table stand alone in their line
+    )
     names = frame[headers[name_column]].fill_null("").to_list() if name_column else [path.stem] * frame.height
     tables = []
     for name in dict.fromkeys(names):

@@ -19,24 +19,27 @@ from pc_pipeline.core.periods import month_index, month_range
 
 METHOD: Final = "linear_mid_quarter"
 _YEAR_FIRST = re.compile(r"^\s*(\d{4})\D*[Qq]\s*([1-4])\s*$")
-_QUARTER_FIRST = re.compile(r"^\s*[Qq]\s*([1-4])\D*(\d{4})\s*$")
+_QUARTER_FIRST = re.compile(r"^\s*(?:[Qq]\s*([1-4])|([1-4])[Qq])\D*(\d{4})\s*$")
+_ISO_END = re.compile(r"^\s*(\d{4})-(\d{2})-(30|31)\s*$")
+_US_END = re.compile(r"^\s*(\d{1,2})/(30|31)/(\d{4})\s*$")
 
 
 def parse_quarter(text: object, where: object = None) -> date:
-    """First month of a quarter written '1976 Q1', '1976:Q1', 'Q1 1976' or the like.
+    """First month of a quarter: '1976 Q1', '1976:Q1', 'Q1 1976', '1Q1976', or its last day, '3/31/1976'.
 
     Raises:
         IngestError: it is no quarter.
     """
-    found = _YEAR_FIRST.match(str(text))
-    if found:
-        year, quarter = int(found[1]), int(found[2])
-    else:
-        found = _QUARTER_FIRST.match(str(text))
-        if not found:
-            raise IngestError("not a quarter", expected="like 1976 Q1", got=repr(text), where=where)
-        quarter, year = int(found[1]), int(found[2])
-    return date(year, 3 * quarter - 2, 1)
+    said = str(text)
+    if found := _YEAR_FIRST.match(said):
+        return date(int(found[1]), 3 * int(found[2]) - 2, 1)
+    if found := _QUARTER_FIRST.match(said):
+        return date(int(found[3]), 3 * int(found[1] or found[2]) - 2, 1)
+    iso, us = _ISO_END.match(said), _US_END.match(said)
+    year, month = (iso[1], iso[2]) if iso else (us[3], us[1]) if us else ("0", "0")
+    if int(month) in (3, 6, 9, 12):
+        return date(int(year), int(month) - 2, 1)
+    raise IngestError("not a quarter", expected="like 1976 Q1", got=repr(text), where=where)
 
 
 def to_months(

@@ -105,6 +105,7 @@ def _definition(
 
 
 def _short(name: str) -> str:
-    """'Supervisory Severely Adverse' -> 'severely_adverse'."""
+    """'Supervisory Severely Adverse', '2016-Table_4A_..._Severely_Adverse_Domestic' -> 'severely_adverse'."""
     plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    return plain.removeprefix("supervisory_") or "projection"
+    known = re.search(r"severely_adverse|adverse|baseline", plain)
+    return known[0] if known else plain.removeprefix("supervisory_") or "projection"

@@ -110,6 +110,10 @@ def test_real_cmbs() -> None:
     assert {key: ours[key] for key in published} == published
     assert ours[(1, 0)] == pytest.approx(14.29 + 14.29, abs=0.011)  # current and under 30 days are one state
     assert result.counts["rows_after_end"] == 4
+    year = pl.col("reporting_month").dt.year()
+    late = result.panel.filter(pl.col("loan_state") == 3).group_by(year).len()
+    assert dict(late.iter_rows()) == {2018: 1, 2019: 18, 2020: 39, 2021: 65}
+    assert result.panel.filter(pl.col("loan_state") > 3)["loan_state"].to_list() == [5]  # one, without loss
     assert result.panel.height == 2052 - 4
     by_year = (
         result.panel.filter(pl.col("loan_state") == 3).group_by(pl.col("reporting_month").dt.year()).len()
@@ -299,6 +303,29 @@ def test_real_quarterly() -> None:
     assert result.counts["unresolved_defaults"] == 886 - 548
     assert result.counts["quarters_missing_inside_a_loan"] == 73
     assert result.counts["losses_above_the_balance"] == 47
+    assert 100 * (ends[5] + ends.get(6, 0)) / 32_268 == pytest.approx(5.06, abs=0.005)
+
+
+def test_real_quarterly_by_year_and_vintage() -> None:
+    """Hazards by calendar year are per filed quarter; events stand in a quarter's last month."""
+    source = shared_path("data/dcr_mortgage")
+    result = read_tape(source)
+    year = pl.col("reporting_month").dt.year()
+    filed = pl.read_parquet(source / "panel.parquet", columns=["time"])
+    quarters = dict(filed.group_by(2000 + (pl.col("time") * 3).cast(pl.Int64) // 12).len().iter_rows())
+    ended = result.panel.group_by(year.alias("year"), "loan_state").len().rows()
+    count = {(when, state): n for when, state, n in ended}
+    default = {when: round(100 * count[(when, 4)] / quarters[when], 2) for when in range(2004, 2011)}
+    payoff = {
+        when: round(100 * (count[(when, 5)] + count.get((when, 6), 0)) / quarters[when], 2)
+        for when in range(2004, 2011)
+    }
+    assert list(default.values()) == [1.04, 0.81, 1.38, 2.53, 4.21, 4.81, 2.73]
+    assert list(payoff.values()) == [11.86, 9.96, 7.81, 5.51, 2.73, 2.03, 1.39]
+    gone = result.panel.filter(pl.col("loan_state") == 4).select("loan_id", pl.lit(1).alias("gone"))
+    ever = result.loans.join(gone, on="loan_id", how="left").group_by(pl.col("vintage_month").dt.year())
+    shares = dict(ever.agg((100 * pl.col("gone").count() / pl.len()).round(1)).iter_rows())
+    assert [shares[when] for when in range(2003, 2008)] == [7.7, 11.5, 24.5, 42.8, 36.3]
 
 
 # ---- cards ---------------------------------------------------------------------------------------

@@ -207,6 +207,13 @@ class TestRealPool:
         assert sum(n for (_, b), n in counted.items() if b == 4) == 77
         assert sum(n for (_, b), n in counted.items() if b == 5) == 1363
 
+    def test_published_default_rates_by_year(self, result: IngestResult) -> None:
+        """Basis points of loan-months after each loan's first, which is no move."""
+        later = result.panel.filter(pl.col("loan_id") == pl.col("loan_id").shift(1))
+        is_default = pl.col("loan_state") == 4
+        rate = later.group_by(pl.col("reporting_month").dt.year()).agg(10_000 * is_default.mean())
+        assert dict(rate.iter_rows()) == pytest.approx({2017: 4.8, 2018: 10.1, 2019: 11.7}, abs=0.06)
+
     def test_nothing_is_lost(self, result: IngestResult) -> None:
         opening = result.loans.height
         counts = result.counts

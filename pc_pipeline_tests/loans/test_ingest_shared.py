@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from pc_pipeline.core.errors import IngestError
+from pc_pipeline.core.periods import month_index_expr
 from pc_pipeline.core.store import Store
 from pc_pipeline.loans.ingest import deliver, read_tape, recognise
 from pc_pipeline.loans.ingest.sba import ASSUMED_RATE
@@ -65,6 +66,14 @@ def test_sba_outcomes_are_those_of_its_readme() -> None:
     share = (gone["charge_off_amount"] / gone["original_balance"]).mean()
     weighted = gone["charge_off_amount"].sum() / gone["original_balance"].sum()
     assert (round(float(str(share)), 3), round(weighted, 3)) == (0.639, 0.551)
+    part = gone["charge_off_amount"] / gone["original_balance"]
+    quartiles = [part.quantile(q, "linear") for q in (0.25, 0.5, 0.75)]
+    assert quartiles == pytest.approx([0.45, 0.65, 0.87], abs=0.006)
+    facts = gone.join(result.loans.select("loan_id", "origination_date"), on="loan_id")
+    index = month_index_expr("reporting_month") - month_index_expr("origination_date")
+    months = facts.select(index.alias("n"))["n"]
+    quartiles = [months.quantile(q, "linear") for q in (0.25, 0.5, 0.75)]
+    assert quartiles == pytest.approx([35, 58, 71], abs=0.6)  # ours count calendar months
     assert (gone["loss_amount"] == gone["charge_off_amount"]).all()
     assert gone["reporting_month"].max() == dt.date(2014, 7, 1) == result.as_of
     assert result.recoveries.is_empty()

@@ -16,6 +16,7 @@ from pc_pipeline.scenarios.fed_files import read_fed_file
 from pc_pipeline.scenarios.generator import MacroScenarioGenerator
 from pc_pipeline.scenarios.history import history_from_frame, load_history
 from pc_pipeline.scenarios.quarterly import level_from_growth, parse_quarter, to_months, year_on_year
+from pc_pipeline.scenarios.supervisory import load_supervisory
 from pc_pipeline.schemas.units import MACRO_NAMES
 from pc_pipeline_tests.shared_data import shared_path
 
@@ -28,10 +29,13 @@ OLD_HEADER = (
 
 
 def test_quarters_in_every_spelling():
-    spellings = ("1976 Q2", "1976Q2", "1976:Q2", "Q2 1976", "1976 q2")
+    spellings = ("1976 Q2", "1976Q2", "1976:Q2", "1976-Q2", "Q2 1976", "Q2-1976", "2Q1976", "1976 q2")
+    spellings += ("1976-06-30", "6/30/1976", "06/30/1976")
     assert {parse_quarter(text) for text in spellings} == {date(1976, 4, 1)}
     with pytest.raises(IngestError, match="not a quarter"):
         parse_quarter("1976 Q5")
+    with pytest.raises(IngestError, match="not a quarter"):
+        parse_quarter("1976-05-31")  # no end of a quarter
 
 
 def test_quarters_to_months_worked_example():
@@ -140,6 +144,73 @@ def test_headers_of_other_years(tmp_path):
     assert row["credit_spread_hy"] == pytest.approx(3.5 * 120)
     assert row["property_price_index"] == pytest.approx(100, abs=0.5)  # its trend; held for the last month
     assert row["equity_return"] == pytest.approx(1.02**4 - 1)
+
+
+# Headers in the styles of several years, the last with further liberties; the figures are made up.
+YEAR_STYLES = {
+    "obs, national": (
+        "Obs|Real GDP growth|Nominal GDP growth|Unemployment rate|CPI inflation rate|3-month Treasury yield"
+        "|10-year Treasury yield|BBB corporate yield|Mortgage rate|Dow Jones Total Stock Market Index"
+        "|National House Price Index|Commercial Real Estate Price Index|Market Volatility Index (VIX)",
+        "Q{quarter} {year}",
+    ),
+    "levels": (
+        "Date|Real GDP growth|Nominal GDP growth|Unemployment rate|CPI inflation rate|3-month Treasury rate"
+        "|10-year Treasury yield|BBB corporate yield|Mortgage rate"
+        "|Dow Jones Total Stock Market Index (Level)|House Price Index (Level)"
+        "|Commercial Real Estate Price Index (Level)|Market Volatility Index (Level)",
+        "{year} Q{quarter}",
+    ),
+    "rates spelled out": (
+        "DATE|Real GDP growth rate (percent)|Nominal GDP growth rate|U.S. unemployment rate"
+        "|CPI inflation|3-Month Treasury Rate|10-Year Treasury Yield|BBB Corporate Yield|Mortgage Rate"
+        "|Dow Jones Total Stock Market Index (level)|House price index (level)"
+        "|Commercial real estate price index (level)|Market Volatility Index (VIX)",
+        "{year}Q{quarter}",
+    ),
+}
+
+
+def year_file(folder, style, name, first, quarters, has_name=True):
+    """A domestic table: growth and prices 2 % a year, unemployment 5 %, BBB 150 bps over the 10-year."""
+    header, when = YEAR_STYLES[style]
+    columns = header.split("|")
+    lines = [",".join((["Scenario Name"] if has_name else []) + columns)]
+    for i in range(quarters):
+        at = first + i
+        told = when.format(quarter=at % 4 + 1, year=at // 4)
+        age = at - 4 * 1999
+        levels = f"{1000 * 1.02**age:.4f},{100 * 1.045 ** (age / 4):.6f},100,20"
+        lines.append((f"{name}," if has_name else "") + f"{told},2.0,4.0,5.0,2.0,3.0,3.5,5.0,4.5,{levels}")
+    lines += ["," * (len(columns) - 1 + has_name), '"Note: made up, for tests."']
+    place = folder / f"{name}.csv"
+    place.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+
+
+@pytest.mark.parametrize("style", YEAR_STYLES)
+@pytest.mark.parametrize("has_name", [True, False], ids=["named", "by file name"])
+def test_supervisory_files_of_any_year(tmp_path, style, has_name):
+    year_file(tmp_path, style, "2014-Table_1A_Historic_Domestic", 4 * 1999, 60, has_name)
+    year_file(tmp_path, style, "2014-Table_3A_Supervisory_Severely_Adverse_Domestic", 4 * 2014, 13, has_name)
+    history = load_history(tmp_path)
+    assert history.frame["month"].max() == date(2013, 12, 1)
+    last = history.last_values()
+    assert last["gdp_growth_yoy"] == pytest.approx(0.02)
+    assert last["inflation_rate"] == pytest.approx(0.02)
+    assert last["unemployment_rate"] == pytest.approx(0.05)
+    assert (last["policy_rate"], last["yield_10y"]) == (pytest.approx(0.03), pytest.approx(0.035))
+    assert last["credit_spread_ig"] == pytest.approx(0.8 * 150)
+    assert last["equity_return"] == pytest.approx(1.02**4 - 1)
+    (projection,) = load_supervisory(tmp_path)
+    assert projection.name == "fed_2014_severely_adverse"
+    assert len(projection.path["gdp_growth_yoy"]) == 39
+
+
+def test_changes_of_an_index_are_not_its_level(tmp_path):
+    file = old_file(tmp_path)
+    file.write_text(file.read_text().replace("House Price Index", "House Price Index YoY % change"))
+    with pytest.raises(IngestError, match="house_prices"):
+        read_fed_file(file)
 
 
 def test_a_projection_is_no_history(tmp_path):
