@@ -46,7 +46,7 @@ def print_frame(frame: object, title: str = "") -> None:
     """A polars frame as a console table."""
     table = RichTable(title=title or None, title_justify="left", header_style="bold")
     for name in frame.columns:  # type: ignore[attr-defined]
-        table.add_column(name)
+        table.add_column(name, overflow="fold")  # an identifier cut short cannot be used
     for row in frame.iter_rows():  # type: ignore[attr-defined]
         table.add_row(*("" if value is None else _cell(value) for value in row))
     Console().print(table)

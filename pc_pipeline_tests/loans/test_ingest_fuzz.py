@@ -207,6 +207,23 @@ def test_hostile_workbooks(tmp_path: Path, content: bytes, match: str) -> None:
     refused(path, match)
 
 
+def test_a_formula_is_named_by_its_sheet_and_cell_and_a_title_line_is_seen(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.title = "tape"
+    book.active.append(LOANS.columns)
+    for row in LOANS.iter_rows():
+        book.active.append(row)
+    notes = book.create_sheet("Notes & totals")
+    notes["B2"] = "=SUM(tape!D2:D4)"
+    book.save(tmp_path / "formula.xlsx")
+    refused(tmp_path / "formula.xlsx", "formula in cell B2 of sheet 'Notes & totals'")
+    del book["Notes & totals"]
+    book.active.insert_rows(1)
+    book.active["A1"] = "Our book, June"
+    book.save(tmp_path / "title.xlsx")
+    refused(tmp_path / "title.xlsx", "title, not column names")
+
+
 @pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3+cmd|' /C calc'!A0", "\tx"])
 def test_formulas_as_text_are_quarantined(tmp_path: Path, text: str) -> None:
     frame = LOANS.with_columns(

@@ -65,6 +65,14 @@ def _recognise(parts: Sequence[Part]) -> str:
     if known:
         raise IngestError("this is no loan tape", expected="one row a loan", got=known, where=_place(parts))
     for part in parts:
+        titles = [name for name in part.columns if name]
+        if part.kind == "workbook" and len(titles) == 1 < len(part.columns):
+            raise IngestError(
+                "the first line is a title, not column names",
+                expected="column names in the first line",
+                got=titles[0][:100],
+                where=where(part),
+            )
         check_doubles(part)
         if part.kind == "delimited" and len(part.columns) == 1:
             raise IngestError(

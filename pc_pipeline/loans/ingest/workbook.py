@@ -7,6 +7,7 @@ shows depends on the program that last opened it.
 
 from __future__ import annotations
 
+import html
 import re
 import zipfile
 import zlib
@@ -80,12 +81,31 @@ def _scan_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path) 
                     raise IngestError(
                         "the workbook holds formulas",
                         expected="values (paste as values, or deliver CSV or Parquet)",
-                        got=f"a formula in cell {cells[-1].decode() if cells else '?'} of {member.filename}",
+                        got=f"a formula in cell {cells[-1].decode() if cells else '?'} of "
+                        + _sheet_name(archive, member.filename),
                         where=file,
                     )
                 tail = window[-4096:]
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise IngestError("the workbook is torn", got=str(error), where=file) from None
+
+
+def _sheet_name(archive: zipfile.ZipFile, member: str) -> str:
+    """A sheet's name as the user knows it; its file in the archive where that cannot be told."""
+    try:
+        links = archive.open("xl/_rels/workbook.xml.rels").read(_CHUNK)
+        book = archive.open("xl/workbook.xml").read(_CHUNK)
+    except (KeyError, zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError):
+        return member
+    target = re.escape(member.removeprefix("xl/").encode())
+    for tag in re.findall(rb"<(?:\w+:)?Relationship\b[^>]*>", links):
+        found = re.search(rb'\bId="([^"]+)"', tag)
+        if found and re.search(rb'Target="(?:/xl/)?' + target + rb'"', tag):
+            for sheet in re.findall(rb"<(?:\w+:)?sheet\b[^>]*>", book):
+                name = re.search(rb'\bname="([^"]+)"', sheet)
+                if name and b'"' + found[1] + b'"' in sheet:
+                    return f"sheet {html.unescape(name[1].decode('utf-8', errors='replace'))!r}"
+    return member
 
 
 def survey_sheets(file: Path) -> dict[str, tuple[str, ...]]:
