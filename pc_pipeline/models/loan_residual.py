@@ -26,6 +26,7 @@ from pc_pipeline.schemas.states import N_LIVING
 from pc_pipeline.schemas.units import LOAN_FEATURES, N_LOAN_INPUTS, N_SEGMENT_CODES, SEGMENT_CODES
 
 SCORE = LOAN_FEATURES.index("internal_score")
+NO_EDGE = 1e30  # finite, so that a pool without scores can be saved: every loan is in the middle third
 N_MOVES = 6  # performing, 30dpd, 60dpd, 90dpd, default, prepaid
 
 
@@ -67,7 +68,7 @@ class LoanResidual(nn.Module):
         # Industry x region, then industry, then region; as in the loan model.
         self.segment = nn.Parameter(torch.zeros((N_SEGMENT_CODES + 2) * N_SEGMENT_CODES, cells))
         self.register_buffer("intercept", torch.zeros(config.n_months, N_LIVING, N_MOVES))
-        self.register_buffer("third_edges", torch.tensor([-torch.inf, torch.inf]))
+        self.register_buffer("third_edges", torch.tensor([-NO_EDGE, NO_EDGE]))
         self.register_buffer("third_level", torch.zeros(3, config.n_classes, N_MOVES))
         self.register_buffer("severity", torch.zeros(4, 33))  # quantiles of loss given default by class
 

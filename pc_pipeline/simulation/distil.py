@@ -25,7 +25,7 @@ from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.core.rng import derive_seed, stream
 from pc_pipeline.loans.features import cohort_table
 from pc_pipeline.models.device import same_bits_twice
-from pc_pipeline.models.loan_residual import N_MOVES, SCORE, LoanResidual, LoanResidualConfig
+from pc_pipeline.models.loan_residual import N_MOVES, NO_EDGE, SCORE, LoanResidual, LoanResidualConfig
 from pc_pipeline.schemas.states import LoanState
 from pc_pipeline.simulation.history import HISTORY_STATE, N_HISTORY, history_along
 from pc_pipeline.simulation.pool import DEFAULT_SEVERITY
@@ -306,7 +306,7 @@ def _thirds(score: Tensor) -> Tensor:
     """(2,) edges of the score's thirds; one third alone where too few scores are known."""
     known = score[torch.isfinite(score)]
     if len(known) < MIN_SCORES:
-        return torch.tensor([-torch.inf, torch.inf])
+        return torch.tensor([-NO_EDGE, NO_EDGE])
     return torch.quantile(known, torch.tensor([1 / 3, 2 / 3]))
 
 

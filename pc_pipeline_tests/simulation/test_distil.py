@@ -10,7 +10,9 @@ from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.loans.features import cohort_table
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
-from pc_pipeline.schemas.units import LOAN_FEATURES, MACRO_SERIES
+from pc_pipeline.models.checkpoint import save_model
+from pc_pipeline.models.loan_residual import SCORE, LoanResidual, LoanResidualConfig
+from pc_pipeline.schemas.units import LOAN_FEATURES, MACRO_SERIES, N_LOAN_INPUTS
 from pc_pipeline.simulation import distil
 from pc_pipeline.simulation.exact import simulate_exact
 from pc_pipeline.simulation.monte_carlo import SimulationConfig, simulate_pool
@@ -169,3 +171,13 @@ def test_a_path_of_exact_mode_can_be_run_alone(taught):
     whole = simulate_exact(KnownTeacher(), FlatRows(), pool, macro[:3])
     alone = simulate_exact(KnownTeacher(), FlatRows(), pool, macro[2:3], first_path=2)
     np.testing.assert_array_equal(whole.cash_PTC[2], alone.cash_PTC[0])
+
+
+def test_a_pool_without_internal_scores_can_be_saved(tmp_path):
+    """Real tapes have none: every loan is in the middle third."""
+    student = LoanResidual(LoanResidualConfig(n_classes=2, n_months=3, width=4))
+    student.third_edges.copy_(distil._thirds(torch.full((50,), torch.nan)))
+    save_model(tmp_path, student)
+    scores = torch.zeros(3, N_LOAN_INPUTS)
+    scores[:, SCORE] = torch.tensor([torch.nan, 1.0, 100.0])
+    assert student.third(scores).tolist() == [1, 1, 1]
