@@ -65,6 +65,9 @@ def ingest(
     typer.echo(f"quality:    {one.folder / 'quality.parquet'}")
     place = paths[0] if len(paths) == 1 else paths[0].parent
     typer.echo(f"next:       make run TAPE={place}" + (f" MAPPING={mapping}" if mapping else ""))
+    landed = stages.read_landing(store)
+    if one.is_new and landed is not None and landed.pool == taken.pool:
+        typer.echo("            or pc backfill --retrain, which lands it and learns anew")
 
 
 def _say_read(

@@ -226,8 +226,8 @@ def backfill(
 ) -> Path:
     """Simulate and report all scenarios with the models that are there; a failed one is rerun alone.
 
-    Models that learned from another state of the landed history are named; with `retrain` they learn anew
-    first.
+    Models that learned from another state of the landed history are named; with `retrain` deliveries that
+    came since are landed, and the models learn anew first.
     """
     prepare_instance(instance)
     store = Store(settings.data_dir)
@@ -235,8 +235,12 @@ def backfill(
         name for name in instance.get_dynamic_partitions("scenario") if name != OBSERVED
     )
     add_scenarios(instance, chosen)
-    relearned = (2 + TRAINING_STAGES) if retrain else 0
+    came = stages.land_known(store) if retrain else None
+    inputs = 3 if stages.has_real_history(store) else 1
+    relearned = (inputs + TRAINING_STAGES) if retrain else 0
     launcher = Launcher(settings, instance, n_stages=relearned + 3 * len(chosen) + 2)
+    if came is not None:
+        launcher.console.print(f"landed anew, as of {came.as_of:%Y-%m}: {came.panel.height:,} loan-months")
     if retrain:
         launcher.execute("tape")
         if stages.has_real_history(store):

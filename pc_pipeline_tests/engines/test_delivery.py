@@ -108,6 +108,25 @@ def test_a_restated_month_replaces_and_is_the_same_pool(tmp_path: Path) -> None:
     assert stages.as_known(store, "book").panel.equals(second.panel)
 
 
+def test_what_was_delivered_since_can_be_landed_without_its_file(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    assert stages.land_known(store) is None
+    source = tape(tmp_path / "book_2023-03", MARCH)
+    first = stages.land(store, str(source))
+    assert stages.land_known(store) is None
+    stages.take_in(store, [tape(tmp_path / "book_2023-04", APRIL)])
+    came = stages.land_known(store)
+    assert came is not None
+    assert came.panel.equals(stages.as_known(store, "book").panel)
+    assert store.read_table("landing_panel").equals(came.panel)
+    note = read_landing(store)
+    assert note is not None
+    assert (note.sha256, note.as_of) == (came.source_sha256, "2023-04-01")
+    stages.land(store, str(source), as_of="2023-03")
+    assert stages.land_known(store) is None, "a look back stays one"
+    assert store.read_table("landing_panel").equals(first.panel)
+
+
 def test_another_pool_of_the_same_name_drops_what_was_derived(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     stages.land(store, str(tape(tmp_path / "x" / "book", MARCH)))

@@ -116,22 +116,47 @@ def land(
     macro = load_history(found).frame if found else None
     taken = take_in(store, [tape], pool=pool, adapter=adapter, mapping=mapping, as_of=as_of, macro=macro)
     result = as_known(store, taken.pool, as_of=as_of, macro=macro)
+    _claim(store, taken.pool, result, source=str(path), history=str(found or ""), until=as_of)
+    return result
+
+
+def land_known(store: Store) -> IngestResult | None:
+    """Land deliveries of the landed pool that came since (`pc ingest`); None where there are none.
+
+    A pool that was landed as of a month stays so: what came later is not known then.
+    """
+    landing = read_landing(store)
+    if landing is None or landing.pool not in pools(store):
+        return None
+    if landing.history and not Path(landing.history).exists():
+        raise ConfigError("the macro history of the landed pool is gone", expected=landing.history)
+    macro = load_history(landing.history).frame if landing.history else None
+    result = as_known(store, landing.pool, as_of=landing.until, macro=macro)
+    if result.source_sha256 == landing.sha256:
+        return None
+    _claim(store, landing.pool, result, source=landing.source, history=landing.history, until=landing.until)
+    return result
+
+
+def _claim(store: Store, pool: str, result: IngestResult, *, source: str, history: str, until: str) -> None:
+    """Make a pool as known this store's: note and tables in one swap."""
     for table in ("quarantine", "data_quality"):
-        validate(table, result.quarantine if table == "quarantine" else result.quality, where=str(path))
+        validate(table, result.quarantine if table == "quarantine" else result.quality, where=source)
     claim_store(
         store,
-        pool=f"delivered {taken.pool}",
+        pool=f"delivered {pool}",
         landing=Landing(
-            source=str(path),
-            pool=taken.pool,
+            source=source,
+            pool=pool,
             sha256=result.source_sha256,
             adapter=result.adapter,
             rule=result.rule,
             as_of=result.as_of.isoformat(),
             rows_in=result.loans.height + result.panel.height + result.quarantine.height,
             rows_quarantined=result.quarantine.height,
-            history=str(found) if found else "",
+            history=history,
             has_history=has_moves(result.panel),
+            until=until,
         ),
         tables={
             "landing_loans": result.loans,
@@ -141,7 +166,6 @@ def land(
             "data_quality": result.quality,
         },
     )
-    return result
 
 
 def as_known(store: Store, pool: str, *, as_of: str = "", macro: pl.DataFrame | None = None) -> IngestResult:

@@ -51,6 +51,7 @@ class Landing:
         history: path of the real macro history used with it, '' for none.
         has_history: whether a panel came with the tape in which some loan is seen more than once.
         pool: name of the pool among the deliveries.
+        until: month asked for (YYYY-MM), '' for all that is known.
     """
 
     source: str
@@ -63,6 +64,7 @@ class Landing:
     history: str
     has_history: bool
     pool: str = ""
+    until: str = ""
 
     @property
     def as_of_month(self) -> date:
