@@ -232,11 +232,10 @@ class PortfolioAggregator(nn.Module):
             cash, index, weights = cash_from_table(simulations)
             drawn = {}
         balance = pool_balance or _principal_in_all(cash)
-        paid = self.run(np.ascontiguousarray(cash), balance, index)
         totals = cash.sum(axis=1)
         return SimulationResults(
             portfolio_losses=(totals[:, 3] - totals[:, 4]) / balance,
-            tranche_results=tranche_results(paid, weights),
+            tranche_results=tranche_results(cash, self.deal, balance, index, weights),
             cashflows={name: cash[:, :, c] for c, name in enumerate(CASH_CHANNELS)},
             weights=weights,
             scenario=scenario or "simulation",

@@ -96,8 +96,8 @@ def _conventional(values: np.ndarray, periods: np.ndarray) -> np.ndarray:
     """
     inflows, times, goal = values[:, 1:], periods[1:], np.log(-values[:, 0])
     total = inflows.sum(axis=1)
-    mean = inflows @ times / total
-    spread = inflows @ times**2 / total - mean**2
+    mean = _by_row(inflows, times) / total
+    spread = _by_row(inflows, times**2) / total - mean**2
     gap = np.log(total) - goal
     under_root = mean**2 - 2.0 * spread * gap
     growth = np.where(under_root > 0, 2.0 * gap / (mean + np.sqrt(np.maximum(under_root, 0.0))), gap / mean)
@@ -109,12 +109,17 @@ def _conventional(values: np.ndarray, periods: np.ndarray) -> np.ndarray:
         top = exponent.max(axis=1)
         np.exp(np.subtract(exponent, top[:, None], out=exponent), out=exponent)
         total = exponent.sum(axis=1)
-        step = (top + np.log(total) - goal[left]) * total / (exponent @ times)
+        step = (top + np.log(total) - goal[left]) * total / _by_row(exponent, times)
         growth[left] = np.minimum(growth[left] + step, GREATEST_GROWTH)
         left = left[np.abs(step) >= 1e-14 * (1.0 + np.abs(growth[left]))]
         if not len(left):
             break
     return np.expm1(growth)
+
+
+def _by_row(values: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """(N, K) by (K,) -> (N,); unlike `@`, a row's last bit does not depend on its company."""
+    return np.einsum("nk,k->n", values, factors)
 
 
 def _npv(values: np.ndarray, periods: np.ndarray, log_growth: np.ndarray) -> np.ndarray:
@@ -227,6 +232,7 @@ def tranche_metrics(result: WaterfallResult, weights_P: np.ndarray | None = None
 
 def weighted_life(principal_PTN: np.ndarray, times_T: np.ndarray) -> np.ndarray:
     """(P, N) weighted average life in the unit of `times_T`; NaN where no principal came."""
-    total = principal_PTN.sum(axis=1)
-    weighted = np.einsum("ptn,t->pn", principal_PTN, times_T)
+    by_row = np.ascontiguousarray(principal_PTN.transpose(0, 2, 1))  # so that no bit depends on the layout
+    total = by_row.sum(axis=2)
+    weighted = np.einsum("pnt,t->pn", by_row, times_T)
     return np.where(total > 0, weighted / np.where(total > 0, total, 1.0), np.nan)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import polars as pl
 import pytest
@@ -12,6 +14,7 @@ from pc_pipeline.core.errors import ConfigError, SimulationError
 from pc_pipeline.engines.aggregator import PortfolioAggregator, check_mix
 from pc_pipeline.engines.macro_sources import paths_by_scenario
 from pc_pipeline.engines.results import SimulationResults
+from pc_pipeline.engines.tranches import tranche_results
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
 from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel, TrajectoryConfig
@@ -22,6 +25,8 @@ from pc_pipeline.schemas.units import MACRO_SERIES
 from pc_pipeline.simulation.distil import DistilConfig
 from pc_pipeline.simulation.monte_carlo import SimulationConfig, simulation_table
 from pc_pipeline.waterfall.config import WaterfallConfig
+from pc_pipeline.waterfall.engine import run_waterfall
+from pc_pipeline.waterfall.metrics import tranche_metrics
 
 N_MONTHS, N_PATHS = 12, 24
 FAST = DistilConfig(n_loans=40, n_paths=2, n_steps=10, batch=512)
@@ -158,3 +163,32 @@ def test_bad_runs_are_refused_before_work(loans, models):
         aggregator.monte_carlo_simulate(loans, models[0], models[1], n_simulations=0)
     with pytest.raises(ConfigError, match="no deal"):
         PortfolioAggregator({"tranches": []})
+
+
+def test_classes_do_not_depend_on_the_block_of_paths():
+    draw = np.random.default_rng(3)
+    weights = draw.uniform(0.5, 1.5, 37)
+    balance, cash = 1e6, draw.uniform(0.0, 1.0, (37, N_MONTHS, 5)) * [6e3, 2e4, 2e4, 3e4, 1e4]
+    deal, index = WaterfallConfig().to_deal(), draw.uniform(0.01, 0.05, (37, N_MONTHS))
+    whole = tranche_results(cash, deal, balance, index, weights)
+    paid = run_waterfall(cash, deal, pool_balance=balance, index_rate_PT=index)
+    figures = tranche_metrics(paid, weights)
+    for block in (1, 5, 16):
+        blocks = tranche_results(cash, deal, balance, index, weights, block)
+        for one, other in zip(whole, blocks, strict=True):
+            for field in fields(one):
+                np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
+    for one in whole:
+        place = paid.tranche(one.name)
+        np.testing.assert_array_equal(one.cash, paid.cash[:, :, place])
+        np.testing.assert_array_equal(one.balance, paid.balance[:, :, place])
+        np.testing.assert_array_equal(one.irr, figures.irr[:, place])
+        np.testing.assert_array_equal(one.wal_years, figures.wal_years[:, place])
+        np.testing.assert_array_equal(one.losses, np.clip(figures.loss_share[:, place], 0, 1))
+        assert one.mean_irr == pytest.approx(figures.mean_irr[place], rel=1e-12)
+        for kind, failed in (("oc", one.oc_failed), ("ic", one.ic_failed)):
+            tests = [k for k, test in enumerate(deal.tests) if (test.of, test.kind) == (one.name, kind)]
+            assert (failed is None) == (not tests)
+            if tests:
+                np.testing.assert_array_equal(failed, (paid.passed[:, :, tests] < 0.5).any(axis=(1, 2)))
+    assert any(one.oc_failed is not None and 0 < one.oc_failed.sum() < 37 for one in whole)
