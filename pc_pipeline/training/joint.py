@@ -78,14 +78,15 @@ from pc_pipeline.training.transitions import (
 GUARD: Final = 0.01  # largest relative worsening of a component's log-loss
 SKILL_GUARD: Final = 0.01  # and of its gain on the mean rows of its class, which is a small part of the loss
 SHORTER: Final = (1.0, 0.5, 0.25, 0.125)  # shares of the way from the start that are tried
-INTERCEPT_LR: Final = 100.0  # intercepts learn this much faster than weights
+INTERCEPT_LR: Final = 100.0  # the cohort model's intercepts learn this much faster than weights
+CENTRE_LR: Final = 5.0  # the VAE's centres
+MACRO_LR: Final = 0.05  # its weights, which stand at a maximum of likelihood: noise moves them off it
 _PENALTY: Final = 1e3
 _STAND_IN_PATHS: Final = 64  # sampled per scenario where no macro data are given
 _CHECK_LOANS: Final = 1024
 _CHECK_MOVES: Final = 512
 _HELD_PATHS: Final = 0.2  # of macro paths, kept from L_macro's steps
 _GUARDED: Final = ("macro_loss", "transition_loss", "trajectory_loss")
-_INTERCEPTS: Final = ("transitions.base", "macro.centre_SGM")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +102,7 @@ class JointConfig:
         loans_per_step, cohorts_per_step, paths_per_step: rows of each component's batch.
     """
 
-    weight: float = 0.1
+    weight: float = 5.0
     n_lines: int = 40
     n_reference: int = 512
     n_paths: int = 4
@@ -118,7 +119,7 @@ class EndToEndTrainer:
         macro_vae, transition_model, trajectory_model: trained.
         aggregator: `PortfolioAggregator`, or anything whose `apply_waterfall(cash (P,T,5) tensor,
             pool_balance, index_rate)` returns 'tranche_cashflows' (P,T,N) with gradients.
-        lr: learning rate of weights; intercepts learn `INTERCEPT_LR` times faster.
+        lr: learning rate of weights; other parameters learn at a multiple of it (`_lr_share`).
         config: settings of the loop; joint: sizes.
     """
 
@@ -186,7 +187,7 @@ class EndToEndTrainer:
             resume=resume,
             fingerprint=data_fingerprint(data.trajectory.features, data.trajectory.states, data.paths.values),
             on_epoch=on_epoch,
-            lr_share=lambda name: INTERCEPT_LR if name.startswith(_INTERCEPTS) else 1.0,
+            lr_share=_lr_share,
         )
         step, after = self._furthest_allowed(data, targets, start, before)
         self.models.eval()
@@ -373,6 +374,15 @@ class EndToEndTrainer:
                 return share, after
         self.models.load_state_dict(dict(start))
         return 0.0, before
+
+
+def _lr_share(name: str) -> float:
+    """Learning rate of a parameter as a multiple of the run's."""
+    if name.startswith("transitions.base"):
+        return INTERCEPT_LR
+    if name.startswith("macro."):
+        return CENTRE_LR if name.startswith("macro.centre_SGM") else MACRO_LR
+    return 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -149,5 +149,6 @@ def joint_model(
     paths = stages.with_current_scenarios(store.store, recipe.macro_paths, macro_scenarios, settings.macro)
     tables = stages.LearningTables(panel=loan_panel, loans=loan_tape, macro=paths, pool=pool)
     deal = stages.find_deal(settings.deal, settings.deals_dir, pool)
+    rivals = {"payment_cascade": stages.cascade_answers(payment_cascade, loan_tape)}
     with _kept(store):
-        return _output(stages.fine_tune(recipe.joint, models, tables, deal, test, compute.resolve()))
+        return _output(stages.fine_tune(recipe.joint, models, tables, deal, test, compute.resolve(), rivals))
