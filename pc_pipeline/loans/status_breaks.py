@@ -1,7 +1,7 @@
 """Months in which a payment status changes its meaning: a break in the data to detect, not to learn.
 
-Here: finding breaks in histories with dates, and the side of a break that can be learned from. The rule is the
-one of the card adapter (`ingest.uci_cards`), on statuses instead of filed codes: a status that at least 100
+Here: finding breaks in histories with dates, and the side of a break that can be learned from. The rule is
+the card adapter's (`ingest.uci_cards`), on statuses instead of filed codes: a status that at least 100
 histories carry in one month and whose share jumps more than twenty-fold against the month before.
 """
 
@@ -72,7 +72,10 @@ def find_breaks(codes_NT: np.ndarray, months: np.ndarray | None) -> list[StatusB
     wide = np.minimum(total[1:], total[:-1]) >= 0.5 * total.max()
     return [
         StatusBreak(
-            month=first + 1 + int(row), status=int(code), before=int(living[row, code]), after=int(living[row + 1, code])
+            month=first + 1 + int(row),
+            status=int(code),
+            before=int(living[row, code]),
+            after=int(living[row + 1, code]),
         )
         for row, code in np.argwhere(jumped & enough & wide)
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from pc_pipeline.models.cascade_history import N_HISTORY, observe
 from pc_pipeline.schemas.states import N_STATUSES
 
 _LIVING = 5  # statuses 0-4 live
@@ -150,6 +151,8 @@ def draw_statuses(
     base: np.ndarray,
     own: np.ndarray,
     shift: np.ndarray,
+    seen: np.ndarray,
+    history: np.ndarray,
     allowed: np.ndarray,
     forced: np.ndarray,
     final_month: np.ndarray,
@@ -163,22 +166,31 @@ def draw_statuses(
     """Draw the status of `month` (from 0) for the first `rows` rows; returns how many live on.
 
     residual: (R, 8) of the network. base: (9, 8) log-odds by status before. own: (R, 72) D[s] x of each row.
-    shift: (R, 72) or (0, 0), the same of its calendar and macro. forced: (R,) status given, or -1.
+    shift: (R, 72) or (0, 0), the same of its calendar and macro. seen: (R, N_STATE) what its history says,
+    updated by the status before; history: (9, 19, 8) its weights. forced: (R,) status given, or -1.
     status: (R,) before -> after.
     """
-    weight = np.empty(N_STATUSES)
+    weight, memory = np.empty(N_STATUSES), np.empty(N_STATUSES, dtype=np.float32)
     living = 0
     shifted = shift.shape[0] > 0
     for row in range(rows):
         before = status[row]
+        if before != _START:
+            observe(seen[row], before)
         if forced[row] >= 0:
             status[row] = forced[row]
             living += forced[row] < _LIVING
             continue
+        memory[:] = _F(0.0)
+        for k in range(N_HISTORY):
+            value, effect = seen[row, k], history[before, k]
+            if value != 0.0:
+                for to in range(N_STATUSES):
+                    memory[to] += value * effect[to]
         top = -1e30
         for to in range(N_STATUSES):
             if allowed[before, to]:
-                logit = residual[row, to] + base[before, to] + own[row, before * N_STATUSES + to]
+                logit = residual[row, to] + base[before, to] + own[row, before * N_STATUSES + to] + memory[to]
                 if shifted:
                     logit += shift[row, before * N_STATUSES + to]
                 weight[to] = logit

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pc_pipeline.core.errors import ModelError
+from pc_pipeline.models.cascade_history import N_HISTORY, N_STATE
 from pc_pipeline.models.cascade_kernels import draw_statuses, gates_bfloat16, gates_float32
 from pc_pipeline.models.payment_cascade import N_CALENDAR, START, LSTMCascadeModel
 from pc_pipeline.schemas.states import N_STATUSES, PAYMENT_STATUSES, TERMINAL_STATUSES
@@ -86,11 +87,13 @@ class CascadeSampler:
         self._base = (state["log_prior"] + state["fc.bias"]).numpy()
         self._allowed = model.allowed.numpy().copy()
         n_features = model.config.borrower_feature_dim
-        direct = state["direct"].flatten(0, 1).T.contiguous()
+        each = model.direct_term().detach().float()
+        direct = each.flatten(0, 1).T
         self._direct_own = direct[:n_features].contiguous()
         self._direct_context = torch.cat(
-            [direct[n_features:], state["macro_effect"].flatten(0, 1).T]
+            [direct[n_features:-N_HISTORY], state["macro_effect"].flatten(0, 1).T]
         ).contiguous()
+        self._direct_history = each[..., -N_HISTORY:].transpose(1, 2).contiguous().numpy()
 
     def _fold(self, state: dict[str, Tensor], layer: int) -> Tensor:
         """Weights (K, 4H) of one layer, K = [hidden, inputs, one], padded to whole tiles of 32."""
@@ -174,6 +177,7 @@ class _Block:
         for deeper in self.inputs[1:]:
             deeper[:, 2 * width] = 1.0
         self.status = np.full(self.size, START, dtype=np.int64)
+        self.seen = np.zeros((self.size, N_STATE), dtype=np.float32)
         self.numbers = self._padded(task.numbers[rows], np.uint64)
         self.final = self._padded(task.final_month[rows], np.int64)
         self.forced = self._padded(task.forced[rows], np.int64)
@@ -227,6 +231,8 @@ class _Block:
             base,
             self.own.numpy(),
             shift,
+            self.seen,
+            self.sampler._direct_history,
             self.sampler._allowed,
             forced,
             self.final,
@@ -264,7 +270,7 @@ class _Block:
         self.active = self.active[kept]
         for tensor in (*self.inputs, *self.cells, self.own):
             tensor[:n] = tensor[index]
-        for array in (self.status, self.numbers, self.final):
+        for array in (self.status, self.numbers, self.final, self.seen):
             array[:n] = array[kept]
         self.forced[:n] = self.forced[kept]
         if self.context is not None:

@@ -3,11 +3,12 @@
 Here: `LSTMCascadeModel` and its config. Not here: training (`training.payment_cascade`), fast sampling
 (`cascade_sampler`), borrowers and amounts (`loans`).
 
-    logits[t] = log P1[s] + D[s] x_t + sum_m B[s, m] z_m(t) + LSTM(e[s_0..s_{t-1}], x_0..x_t) W
+    logits[t] = log P1[s] + (C + D[s]) (x_t, h_t) + sum_m B[s, m] z_m(t) + LSTM(e[s_0..s_{t-1}], x_0..x_t) W
 
 s is the status before month t, P1 the first-order matrix of the training data, x the ten borrower features,
-further features and the centred calendar, z the macro series scaled by constants. D and W start at zero, so
-an untrained network is the first-order Markov chain (docs/methods/payment_cascade.md, eq. 1).
+further features and the centred calendar, h what the history says (`cascade_history`: misses, how many,
+how long ago), z the macro series scaled by constants. C, D and W start at zero, so an untrained network is
+the first-order Markov chain (docs/methods/payment_cascade.md, eq. 1).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pc_pipeline.core.errors import ConfigError, ModelError
+from pc_pipeline.models.cascade_history import N_HISTORY, history_inputs
 from pc_pipeline.models.cascade_lstm import lstm_layer
 from pc_pipeline.models.checkpoint import register
 from pc_pipeline.models.layers import zero_init
@@ -112,7 +114,8 @@ class LSTMCascadeModel(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.fc = zero_init(nn.Linear(width, N_STATUSES))
-        self.direct = nn.Parameter(torch.zeros(N_STATUSES + 1, N_STATUSES, inputs))
+        self.common = nn.Parameter(torch.zeros(N_STATUSES, inputs + N_HISTORY))
+        self.direct = nn.Parameter(torch.zeros(N_STATUSES + 1, N_STATUSES, inputs + N_HISTORY))
         self.macro_effect = nn.Parameter(torch.zeros(N_STATUSES + 1, N_STATUSES, N_MACRO))
         self.register_buffer("allowed", torch.ones(N_STATUSES + 1, N_STATUSES, dtype=torch.bool))
         self.register_buffer("log_prior", torch.zeros(N_STATUSES + 1, N_STATUSES))
@@ -121,6 +124,10 @@ class LSTMCascadeModel(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(config.borrower_feature_dim))
         self.register_buffer("feature_sd", torch.ones(config.borrower_feature_dim))
         self.register_buffer("calendar_mean", torch.zeros(N_CALENDAR))
+
+    def direct_term(self) -> Tensor:
+        """(9, 8, K) C + D[s] of eq. 1; K features, calendar, history."""
+        return self.common + self.direct
 
     def describe_inputs(self) -> dict[str, TensorSpec]:
         """Inputs of `forward`, in its order."""
@@ -195,7 +202,11 @@ class LSTMCascadeModel(nn.Module):
         embedded = self.status_embedding(status_sequence)
         hidden = self._hidden(torch.cat([embedded, x, seen], -1))
         logits = self.fc(self.dropout(hidden)) + self.log_prior[status_sequence]
-        logits = logits + self._own_terms(status_sequence, x, None if macro_path is None else z)
+        logits = logits + self._own_terms(
+            status_sequence,
+            torch.cat([x, history_inputs(status_sequence)], -1),
+            None if macro_path is None else z,
+        )
         logits = logits.masked_fill(~self.allowed[status_sequence], IMPOSSIBLE)
         return self.end_contract(logits, status_sequence, is_final)
 
@@ -212,8 +223,8 @@ class LSTMCascadeModel(nn.Module):
         return x.transpose(0, 1).float()
 
     def _own_terms(self, status: Tensor, x_BTF: Tensor, z_BTM: Tensor | None) -> Tensor:
-        """D[s] x + B[s] z, one product for all statuses, then the row of each."""
-        every = x_BTF @ self.direct.flatten(0, 1).T
+        """(C + D[s]) x + B[s] z, one product for all statuses, then the row of each."""
+        every = x_BTF @ self.direct_term().flatten(0, 1).T
         if z_BTM is not None:
             every = every + z_BTM @ self.macro_effect.flatten(0, 1).T
         every = every.unflatten(-1, (N_STATUSES + 1, N_STATUSES))

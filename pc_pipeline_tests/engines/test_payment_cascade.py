@@ -16,7 +16,9 @@ from pc_pipeline.engines.payment_cascade import LSTMCascadeGenerator, training_d
 from pc_pipeline.evaluation.sequence_rates import memory_rates
 from pc_pipeline.loans.payment_status import FALLBACK_MATRIX, LIVING_STATUSES, trim_after_end
 from pc_pipeline.loans.status_law import known_histories
+from pc_pipeline.models.cascade_history import N_HISTORY, history_inputs
 from pc_pipeline.models.cascade_lstm import lstm_layer
+from pc_pipeline.models.cascade_sampler import NEVER, CascadeSampler, SamplingTask
 from pc_pipeline.models.payment_cascade import CascadeConfig, LSTMCascadeModel
 from pc_pipeline.schemas.states import PAYMENT_STATUSES
 from pc_pipeline.schemas.units import MACRO_SERIES
@@ -27,14 +29,14 @@ MEAN = np.array([series.mean for series in MACRO_SERIES])
 
 @pytest.fixture(scope="module")
 def known() -> CascadeHistories:
-    law = known_histories(4000, 18, seed=1)
+    law = known_histories(3000, 18, seed=1)
     return CascadeHistories(codes=trim_after_end(law.codes), features=law.features, months=law.months)
 
 
 @pytest.fixture(scope="module")
 def trained(known: CascadeHistories) -> LSTMCascadeGenerator:
     return LSTMCascadeGenerator(
-        hidden_dim=16, num_layers=2, epochs=6, batch_size=256, learning_rate=0.01
+        hidden_dim=16, num_layers=2, epochs=4, batch_size=256, learning_rate=0.01
     ).fit_histories(known)
 
 
@@ -249,6 +251,41 @@ def test_the_fused_layer_is_an_lstm() -> None:
     assert torch.allclose(ours.float(), layer(x)[0], atol=0.02)
     for a, b in zip(exact, gradients(ours), strict=True):
         assert float((a - b).norm() / a.norm()) < 0.02
+
+
+def test_what_a_history_says_by_hand() -> None:
+    """On time, 30 days, 60 days, on time: two misses, the last one a month before the present one."""
+    seen = history_inputs(torch.tensor([[8, 0, 2, 3, 0]]))[0].numpy()
+    assert not seen[0].any()
+    assert seen[4, :12].tolist() == [0.0, 1.0, 1.0] + [0.0] * 9
+    fade = np.exp(-0.25)
+    expected = [fade, 3 * (2 + 0.3) / (4 + 3), np.log(3), fade, np.log(5), np.log(2), 0.0]
+    assert np.allclose(seen[4, 12:], expected, atol=1e-4)
+    assert np.allclose(seen[3, [12, 17]], [1.0, np.log(3)], atol=1e-4)
+
+
+def test_sampling_and_training_see_the_same_history() -> None:
+    """A network that knows nothing but 'missed six months ago': its samples repeat what it was told."""
+    model = LSTMCascadeModel(CascadeConfig(hidden_dim=4, num_layers=1)).eval()
+    with torch.no_grad():
+        model.fc.bias[0] = 20.0
+        model.common[2, 5 - N_HISTORY] = 40.0
+    past = np.zeros((3000, 7), dtype=np.int64)
+    past[::2, 1] = 2
+    task = SamplingTask(
+        features=np.zeros((3000, 10), dtype=np.float32),
+        n_months=9,
+        seed=1,
+        numbers=np.arange(3000),
+        forced=past,
+        final_month=np.full(3000, NEVER),
+    )
+    codes = CascadeSampler(model, "float32").sample(task)
+    assert (codes[1::2] == 0).all()
+    assert (codes[::2, 7:] == [2, 0]).all()
+    before = torch.from_numpy(np.insert(codes[:2], 0, 8, axis=1)[:, :-1]).long()
+    told = model(before, torch.zeros(2, 10)).argmax(-1).numpy()
+    assert (told[:, 7:] == codes[:2, 7:]).all()
 
 
 def test_a_future_status_changes_no_earlier_answer() -> None:

@@ -80,9 +80,8 @@ def test_bad_sequences_are_refused(lists: list[list[str]], words: str) -> None:
 
 
 def test_performing_within_thirty_days_is_the_grace_period() -> None:
-    assert status_of_state(np.array([0, 0, 1, 4, 5, 6, -1]), np.array([0, 29, 30, 120, 0, 0, 0])).tolist() == [
-        0, 1, 2, 5, 7, 6, -1,
-    ]  # fmt: skip
+    states, days = np.array([0, 0, 1, 4, 5, 6, -1]), np.array([0, 29, 30, 120, 0, 0, 0])
+    assert status_of_state(states, days).tolist() == [0, 1, 2, 5, 7, 6, -1]
 
 
 # ---- borrowers -------------------------------------------------------------------------------
