@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import random
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,15 @@ from pc_pipeline import recipes
 from pc_pipeline.core.rng import stream
 from pc_pipeline.core.store import Store
 from pc_pipeline.engines.aggregator import PortfolioAggregator
+from pc_pipeline.engines.macro_sources import draw_macro
 from pc_pipeline.engines.study import Study
 from pc_pipeline.loans.amortisation import amortisation_schedule
+from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
 from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel
 from pc_pipeline.models.macro_vae import MacroVAE
 from pc_pipeline.models.transition_transformer import TransitionTransformer
-from pc_pipeline.simulation.distil import CompiledLoans
+from pc_pipeline.simulation.distil import CompiledLoans, distil_loans
 from pc_pipeline.simulation.kernel import run_lanes
 from pc_pipeline.simulation.lanes import Lanes, pack_lanes
 from pc_pipeline.simulation.monte_carlo import POLICY_RATE, SimulationConfig, simulate_pool
@@ -59,6 +63,7 @@ ROW = np.array(
     ]
 )
 Z_LIMIT, N_ROUNDS = 4.0, 7
+MIX = {"baseline": 0.6, "severe": 0.4}
 
 
 def make_pool(n_loans: int, n_months: int, n_cohorts: int, seed: int = 0) -> PoolArrays:
@@ -260,53 +265,72 @@ def _models(folder: Path | None) -> tuple[Any, Any, CompiledLoans | None, Any]:
     )
 
 
+def resident_mb() -> float:
+    """Memory in use now, MB; the greatest so far where the system does not tell."""
+    place = Path("/proc/self/statm")
+    if not place.exists():
+        return peak_mb()
+    return int(place.read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+def peak_mb() -> float:
+    """The most memory ever used by this process, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
 def whole_run(n_loans: int, n_paths: int, folder: Path | None) -> list[str]:
-    """`monte_carlo_simulate`: seconds of each stage and peak memory above the imports."""
+    """`monte_carlo_simulate`: seconds of each stage, peak memory above the imports; alone in its process."""
+    before = resident_mb()
     loans = LoanTapeGenerator(n_loans=n_loans, random_seed=0).generate_static_features()
     vae, transition, compiled, trajectory = _models(folder)
-    PortfolioAggregator().monte_carlo_simulate(loans.head(50), vae, transition, n_simulations=2)  # compiles
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    clock = _Clock(transition)
+    distilled = 0.0
+    if compiled is None:
+        begin = time.perf_counter()
+        macro = draw_macro(vae, {"baseline": 1.0}, 8, 60, 0).values_PTM
+        compiled = distil_loans(trajectory, transition, pool_snapshot(loans), macro)
+        distilled = time.perf_counter() - begin
+    run = partial(PortfolioAggregator().monte_carlo_simulate, compiled=compiled, scenario_mix=MIX)
+    run(loans.head(50), vae, transition, n_simulations=2)  # machine code is loaded
+    clock = _Clock(transition, vae)
     begin = time.perf_counter()
-    results = PortfolioAggregator().monte_carlo_simulate(
-        loans,
-        vae,
-        clock,
-        trajectory,
-        n_simulations=n_paths,
-        scenario_mix={"baseline": 0.6, "severe": 0.4},
-        compiled=compiled,
-        progress=clock.mark,
-    )
-    results.pool_report()
-    seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    simulated = clock.last - clock.first
-    kernel = simulated - clock.seconds
+    results = run(loans, clock, clock, n_simulations=n_paths, progress=clock.mark)
+    end = time.perf_counter()
+    results.summary(), results.cash_flow_report(), results.tranche_report(), results.tranche_balance_report()
+    seconds, reported = time.perf_counter() - begin, time.perf_counter() - end
+    kernel = clock.last - clock.first - clock.rows
     parts = {
-        "macro paths, distillation where needed, loading": clock.first - begin,
-        "transition rows": clock.seconds,
+        "macro paths": clock.macro,
+        "pool, schedules, lanes": clock.first - begin - clock.macro,
+        "transition rows": clock.rows,
         "kernel, rows packed and checked": kernel,
-        "waterfall, measures, report": seconds - (clock.last - begin),
+        "waterfall, macro fan": end - clock.last,
+        "measures, intervals, report frames": reported,
     }
     lines = [
         f"{n_loans:,} loans x 60 months x {n_paths:,} paths, {'trained' if folder else 'untrained'} models: "
-        f"**{seconds:.1f} s**, {seconds / kernel:.1f} times the kernel's own; "
-        f"peak {peak - before:.0f} MB above the imports.",
-        "",
-        "| stage | seconds | share |",
-        "|---|---|---|",
+        f"**{seconds:.1f} s**, {seconds / kernel:.2f} times the kernel's own; "
+        f"peak {peak_mb() - before:.0f} MB above the imports (of {before:.0f} MB).",
     ]
+    if distilled:
+        lines.append(f"Distillation before it, once per model and pool: {distilled:.1f} s.")
+    lines += ["", "| stage | seconds | share |", "|---|---|---|"]
     lines += [f"| {name} | {value:.2f} | {value / seconds:.0%} |" for name, value in parts.items()]
     return lines
 
 
 class _Clock(torch.nn.Module):
-    """A transition model that notes when it is asked for rows and how long it takes."""
+    """A transition model and a VAE that note when they are asked and how long they take."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, vae: Any) -> None:
         super().__init__()
-        self.model, self.seconds, self.first, self.last = model, 0.0, 0.0, 0.0
+        self.model, self.vae = model, vae
+        self.rows, self.macro, self.first, self.last = 0.0, 0.0, 0.0, 0.0
+
+    def generate(self, *given: Any, **options: Any) -> Any:
+        begin = time.perf_counter()
+        paths = self.vae.generate(*given, **options)
+        self.macro += time.perf_counter() - begin
+        return paths
 
     def read_cohorts(self, *given: Any, **options: Any) -> Any:
         self.first = self.first or time.perf_counter()
@@ -316,14 +340,20 @@ class _Clock(torch.nn.Module):
         begin = time.perf_counter()
         self.first = self.first or begin
         rows = self.model.rows_given(*given)
-        self.seconds += time.perf_counter() - begin
+        self.rows += time.perf_counter() - begin
         return rows
-
-    def rows(self, *given: Any, **options: Any) -> Any:
-        return self.model.rows(*given, **options)
 
     def mark(self, done: int, total: int) -> None:
         self.last = time.perf_counter()
+
+
+def alone(*arguments: str) -> list[str]:
+    """Lines of this benchmark run in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, "-m", "benchmarks.monte_carlo", *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise SystemExit(found.stderr or f"{command} ended with {found.returncode}")
+    return found.stdout.splitlines()
 
 
 def floors() -> list[str]:
@@ -369,10 +399,9 @@ def million(n_paths: int = 1_000) -> str:
         None,
         SimulationConfig(memory_limit_mb=4000.0),
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return (
         f"1,000,000 loans x 60 months x {n_paths:,} paths: {time.perf_counter() - begin:.0f} s with made-up "
-        f"rows, peak {peak:.0f} MB in all; expected loss {simulated.losses_P.mean():.3%}."
+        f"rows, peak {peak_mb():.0f} MB in all; expected loss {simulated.losses_P.mean():.3%}."
     )
 
 
@@ -383,12 +412,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, action="append", default=[], help="store with trained models")
     parser.add_argument("--million", action="store_true", help="also 1,000,000 loans")
     parser.add_argument("--paths", type=int, default=10_000, help="paths of the whole run")
+    parser.add_argument("--only", choices=("whole", "million"), help="that part alone, printed")
     given = parser.parse_args()
-    quick, folder = given.quick, given.data[0] if given.data else None
     torch.set_num_threads(2)
+    quick, folder = given.quick, given.data[0] if given.data else None
+    n_loans, n_paths = (1_000, 200) if quick else (10_000, given.paths)
+    if given.only:
+        print(million() if given.only == "million" else "\n".join(whole_run(n_loans, n_paths, folder)))
+        return
     amortisation_schedule(np.ones(1), np.zeros(1), np.ones(1, int), np.array(["bullet"]))
     gate = oracle_gate() + [line for store in given.data for line in trained_gate(store)]
-    whole = whole_run(1_000 if quick else 10_000, 200 if quick else given.paths, folder)
+    options = [*(["--quick"] if quick else []), *(["--data", str(folder)] if folder else [])]
+    whole = alone("--only", "whole", "--paths", str(n_paths), *options)
+    if given.million:
+        whole += ["", *alone("--only", "million")]
     text = "\n".join(
         [
             "# Monte Carlo",
@@ -421,7 +458,6 @@ def main() -> None:
             "| in | sizes | exponent |",
             "|---|---|---|",
             *growth(),
-            *([million()] if given.million else []),
             "",
             "## A whole run",
             *whole,
