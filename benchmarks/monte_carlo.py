@@ -265,22 +265,21 @@ def _models(folder: Path | None) -> tuple[Any, Any, CompiledLoans | None, Any]:
     )
 
 
-def resident_mb() -> float:
-    """Memory in use now, MB; the greatest so far where the system does not tell."""
-    place = Path("/proc/self/statm")
+def memory_mb(name: str) -> float:
+    """Memory of this process in MB: 'VmRSS' now, 'VmHWM' at most so far.
+
+    Where the system has no such file, the greatest so far, which may be a parent's before the start.
+    """
+    place = Path("/proc/self/status")
     if not place.exists():
-        return peak_mb()
-    return int(place.read_text().split()[1]) * resource.getpagesize() / 1e6
-
-
-def peak_mb() -> float:
-    """The most memory ever used by this process, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    (line,) = (line for line in place.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def whole_run(n_loans: int, n_paths: int, folder: Path | None) -> list[str]:
     """`monte_carlo_simulate`: seconds of each stage, peak memory above the imports; alone in its process."""
-    before = resident_mb()
+    before = memory_mb("VmRSS")
     loans = LoanTapeGenerator(n_loans=n_loans, random_seed=0).generate_static_features()
     vae, transition, compiled, trajectory = _models(folder)
     distilled = 0.0
@@ -297,7 +296,7 @@ def whole_run(n_loans: int, n_paths: int, folder: Path | None) -> list[str]:
     end = time.perf_counter()
     results.summary(), results.cash_flow_report(), results.tranche_report(), results.tranche_balance_report()
     seconds, reported = time.perf_counter() - begin, time.perf_counter() - end
-    kernel = clock.last - clock.first - clock.rows
+    kernel, peak = clock.last - clock.first - clock.rows, memory_mb("VmHWM")
     parts = {
         "macro paths": clock.macro,
         "pool, schedules, lanes": clock.first - begin - clock.macro,
@@ -309,7 +308,7 @@ def whole_run(n_loans: int, n_paths: int, folder: Path | None) -> list[str]:
     lines = [
         f"{n_loans:,} loans x 60 months x {n_paths:,} paths, {'trained' if folder else 'untrained'} models: "
         f"**{seconds:.1f} s**, {seconds / kernel:.2f} times the kernel's own; "
-        f"peak {peak_mb() - before:.0f} MB above the imports (of {before:.0f} MB).",
+        f"peak {peak - before:.0f} MB above the imports (of {before:.0f} MB).",
     ]
     if distilled:
         lines.append(f"Distillation before it, once per model and pool: {distilled:.1f} s.")
@@ -401,7 +400,7 @@ def million(n_paths: int = 1_000) -> str:
     )
     return (
         f"1,000,000 loans x 60 months x {n_paths:,} paths: {time.perf_counter() - begin:.0f} s with made-up "
-        f"rows, peak {peak_mb():.0f} MB in all; expected loss {simulated.losses_P.mean():.3%}."
+        f"rows, peak {memory_mb('VmHWM'):.0f} MB in all; expected loss {simulated.losses_P.mean():.3%}."
     )
 
 

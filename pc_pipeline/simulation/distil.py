@@ -239,19 +239,24 @@ def _teach(
         prior = lessons.rows_NTKJ[n, t, lessons.previous_NT[n, t]]
         residual = student(features)[loan[n], lessons.class_NT[n, t]]
         residual = residual + student.intercept[t, lessons.previous_NT[n, t]]
-        loss = _kl(lessons.target_NTJ[n, t], prior, residual).mean()
+        loss = _kl(lessons.target_NTJ[n, t], prior, residual, lessons.is_final_NT[n, t]).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
 
 
-def _kl(target: Tensor, prior: Tensor, residual: Tensor) -> Tensor:
-    """(N,) KL(target || softmax(log prior + residual)); moves the prior excludes cost nothing."""
+def _kl(target: Tensor, prior: Tensor, residual: Tensor, is_final: Tensor) -> Tensor:
+    """(N,) KL(target || softmax(log prior + residual)); moves the prior excludes cost nothing.
+
+    From the final month on performing and prepaid are one move, the contract's end.
+    """
     possible = prior > 0
     logits = torch.where(possible, prior.clamp(min=1e-30).log() + residual, torch.full_like(residual, -1e30))
-    log_student = torch.log_softmax(logits, dim=-1)
-    log_teacher = target.clamp(min=1e-30).log()
+    log_student, log_teacher = torch.log_softmax(logits, dim=-1), target.clamp(min=1e-30).log()
+    ends = torch.logaddexp(log_student[:, 0], log_student[:, 5])
+    log_ended = torch.cat([log_student[:, :5], ends[:, None]], dim=-1)
+    log_student = torch.where(is_final[:, None], log_ended, log_student)
     return torch.where(possible, target * (log_teacher - log_student), torch.zeros_like(target)).sum(dim=-1)
 
 
@@ -302,6 +307,11 @@ def _settle(flow: Tensor, is_final: Tensor) -> Tensor:
     return torch.where(final[..., None], flow * keep, flow)
 
 
+def _settle_rows(shares_MJ: Tensor, is_final_M: Tensor) -> Tensor:
+    """`_settle` of single loan-months (M, 6)."""
+    return _settle(shares_MJ[:, None], is_final_M)[:, 0]
+
+
 def _thirds(score: Tensor) -> Tensor:
     """(2,) edges of the score's thirds; one third alone where too few scores are known."""
     known = score[torch.isfinite(score)]
@@ -314,13 +324,14 @@ def _solve_levels(student: LoanResidual, lessons: Lessons, features: Tensor, shr
     """Levels by (third, class) and intercepts by (month, state), in turns, on the teacher's histories.
 
     Both sides are summed over the same loan-months, so chance in who was where cancels. Intercepts see a
-    few months to either side.
+    few months to either side. What ends by contract is left out: no level moves it.
     """
     where = torch.nonzero(lessons.class_NT >= 0)
     n, t = where[:, 0], where[:, 1]
     loan = torch.from_numpy(lessons.loan_N)[n]
     state, held = lessons.previous_NT[n, t], lessons.class_NT[n, t]
-    prior, target = lessons.rows_NTKJ[n, t, state], lessons.target_NTJ[n, t]
+    is_final = lessons.is_final_NT[n, t]
+    prior, target = lessons.rows_NTKJ[n, t, state], _settle_rows(lessons.target_NTJ[n, t], is_final)
     third = student.third(features)[loan]
     by_class, by_month = third * N_HISTORY + held, t * 4 + state
     n_months = student.intercept.shape[0]
@@ -333,7 +344,8 @@ def _solve_levels(student: LoanResidual, lessons: Lessons, features: Tensor, shr
         ):
             logits = student(features)[loan, held] + student.intercept[t, state]
             weights = prior * torch.exp(logits)
-            mine = _sums(weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30), group, size)
+            shares = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+            mine = _sums(_settle_rows(shares, is_final), group, size)
             if table is student.intercept:
                 mine = _smooth(mine, n_months)
             table += _correction(taught, mine, shrinkage).view(table.shape)
@@ -420,8 +432,10 @@ def _distance(student: LoanResidual, lessons: Lessons, features: Tensor) -> dict
         for t in range(positions.shape[1])
     ]
     mine_NTJ = torch.stack(probabilities, dim=1)
-    kl = (lessons.target_NTJ * (_log(lessons.target_NTJ) - _log(mine_NTJ))).sum(dim=-1)[living]
-    found = {"kl_per_step": float(kl.mean())}
+    told, said = (
+        _ended(moves[living], lessons.is_final_NT[living]) for moves in (lessons.target_NTJ, mine_NTJ)
+    )
+    found = {"kl_per_step": float((told * (_log(told) - _log(said))).sum(dim=-1).mean())}
     difference = torch.where(living[..., None], lessons.target_NTJ - mine_NTJ, 0.0)
     difference = _settle(difference, lessons.is_final_NT)
     score = features[:, SCORE].numpy()[lessons.loan_N]
@@ -435,6 +449,14 @@ def _distance(student: LoanResidual, lessons: Lessons, features: Tensor) -> dict
         for name, picked in _score_thirds(score).items():
             found |= _relative_gap(f"default_gap_{months}{name}", gap.numpy()[picked], level[picked])
     return found
+
+
+def _ended(moves_MJ: Tensor, is_final_M: Tensor) -> Tensor:
+    """(M, 6) moves of loan-months; from the final month on performing joins prepaid, the contract's end."""
+    ended = torch.cat(
+        [torch.zeros_like(moves_MJ[:, :1]), moves_MJ[:, 1:5], moves_MJ[:, :1] + moves_MJ[:, 5:]], 1
+    )
+    return torch.where(is_final_M[:, None], ended, moves_MJ)
 
 
 def _log(values: Tensor) -> Tensor:

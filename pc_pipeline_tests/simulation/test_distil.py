@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -128,6 +129,41 @@ def test_the_gap_identity_holds_against_brute_force(taught):
     error = float(hazard.std()) / np.sqrt(len(hazard)) / float(hazard.mean())
     assert abs(found["default_gap_18"] - plain) < 4 * error
     assert found["default_gap_18_se"] < error / 2
+
+
+class SettlingTeacher(KnownTeacher):
+    """As the trained model: from the final month on performing and prepaid are the contract's end."""
+
+    def generate(self, features, rows, macro, n_samples=1, **options):
+        drawn = super().generate(features, rows, macro, n_samples, **options)
+        months = rows.shape[1]
+        drawn["states"], logits = drawn["states"].clone(), drawn["state_logits"].clone()
+        final = (torch.arange(months) >= final_months_of(features)[:, None])[None]
+        ends = torch.logaddexp(logits[..., 0], logits[..., 5])
+        logits[..., 6] = torch.where(final, ends, logits[..., 6])
+        for state in (0, 5):
+            logits[..., state] = torch.where(final, -torch.inf, logits[..., state])
+        over = final & ((drawn["states"] == 0) | (drawn["states"] == 5))
+        over = over.cumsum(dim=-1) > 0
+        drawn["states"][over] = 6
+        return drawn | {"state_logits": logits}
+
+
+def final_months_of(features):
+    """Months to the final one, from raw features: what the pool's remaining term says."""
+    term, age = (features[:, LOAN_FEATURES.index(name)] for name in ("term_months", "age_months"))
+    return (term - age).round().long() - 1
+
+
+def test_what_the_contract_ends_is_no_lesson():
+    loans = LoanTapeGenerator(n_loans=200, random_seed=4).generate_static_features()
+    pool = pool_snapshot(loans).with_columns(term_months=pl.lit(9), remaining_term_months=pl.lit(9))
+    macro = np.tile([series.mean for series in MACRO_SERIES], (4, N_MONTHS, 1))
+    config = distil.DistilConfig(n_loans=200, n_paths=4, n_steps=60, batch=4096)
+    found = distil.distil_loans(SettlingTeacher(), FlatRows(), pool, macro, config).distance
+    assert found["kl_per_step"] < 2e-3
+    for months in (12, N_MONTHS):
+        assert abs(found[f"default_gap_{months}"]) < 0.01 + 3 * found[f"default_gap_{months}_se"]
 
 
 def test_severities_of_the_teacher_are_kept_where_it_drew_enough(taught):
