@@ -182,14 +182,14 @@ def training(n_histories: int) -> list[str]:
     for name, is_plain, is_fused, batch, lr, epochs in (
         ("plain nn.LSTM, float32, batch 32", True, False, 32, 1e-3, 3),
         ("this network, nn.LSTM, float32, batch 32", False, False, 32, 1e-3, 2),
-        ("this trainer", False, True, 512, 4e-3, 4),
+        ("this trainer", False, True, 256, 6e-3, 2),
     ):
         torch.manual_seed(0)
         model = LSTMCascadeModel(CascadeConfig(dropout=0.05, uses_calendar=True))
         if is_plain:
             model.common.requires_grad_(False)
             model.direct.requires_grad_(False)
-        config = TrainConfig(batch_size=batch, patience=99, warmup_share=0.02, final_lr_share=0.3)
+        config = TrainConfig(batch_size=batch, patience=99, warmup_share=0.02, final_lr_share=0.1)
         curve: list[tuple[float, float]] = []
         CascadeTrainer(model, lr=lr, config=config, is_fused=is_fused).fit(
             data(known),
