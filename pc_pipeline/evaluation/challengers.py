@@ -20,7 +20,6 @@ from pc_pipeline.models.markov import RECENCY_EDGES, MarkovTransitionModel
 from pc_pipeline.schemas.states import N_LIVING, N_STATES
 from pc_pipeline.schemas.units import ASSET_CLASSES, N_SEGMENT_CODES
 
-
 _SMALLEST_FLAG_SD: Final = 0.3
 
 

@@ -1,7 +1,8 @@
 """Industry and region of a loan as small integers that mean the same in every tape, and its latest payments.
 
-Here: `segment_codes`, `loan_extras`: what may follow the 24 loan features. The names of the generator have codes of their own; any other name shares one of the remaining
-codes by its hash, so no vocabulary has to travel with a model. Not here: the effects learned of them (`models`).
+Here: `segment_codes`, `loan_extras`: what may follow the 24 loan features. The names of the generator have
+codes of their own; any other name shares one of the remaining codes by its hash, so no vocabulary has to
+travel with a model. Not here: the effects learned of them (`models`).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Not here: schema checks (the caller's asset checks do those) and any layout.
 Frames go by table name: `pool_report`, `tranche_report`, `cash_flow_report`, `tranche_balance_report`,
 `macro_fan_report` and `quarantine` as in `schemas.tables`; `loss_distribution` (scenario, path_id, loss,
 weight), loss as share of the original pool balance; `data_quality`, here the sums of the stored
-table of that name (table, rows_accepted, rows_quarantined). Any other frame is shown as it is. Notes are (label, text) pairs; a label
-'group: name' puts the note into a group: run, convention, model, next.
+table of that name (table, rows_accepted, rows_quarantined). Any other frame is shown as it is. Notes are
+(label, text) pairs; a label 'group: name' puts the note into a group: run, convention, model, next.
 """
 
 from __future__ import annotations
