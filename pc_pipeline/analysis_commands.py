@@ -168,7 +168,7 @@ def reverse_stress_command(
     data: Data = Path("data"),
 ) -> None:
     """The most plausible macro path at which a target is hit, confirmed by simulation along it."""
-    from pc_pipeline.engines.reverse_stress import all_scenarios, read_target
+    from pc_pipeline.engines.reverse_stress import FARTHEST, all_scenarios, read_target
     from pc_pipeline.engines.stages.learning import trained_scenarios
     from pc_pipeline.reports.analysis_plots import reverse_stress_paths
 
@@ -176,8 +176,11 @@ def reverse_stress_command(
     study = open_study(data, deal, deals_dir, seed)
     names = list(trained_scenarios(study.macro_vae)) if scenario == "all" else [scenario]
     found = all_scenarios(study, wanted, names, n_starts=starts, n_lines=lines)
+    missing = [name for name in names if name not in {one.scenario for one in found}]
+    if missing:
+        reach = f"{starts} starts, up to {FARTHEST:g} standard deviations"
+        typer.echo(f"{wanted}: none found under {', '.join(missing)} ({reach})")
     if not found:
-        typer.echo(f"{wanted}: out of reach under {', '.join(names)}")
         raise typer.Exit(1)
     for one in found:
         typer.echo(one.summary())

@@ -24,18 +24,20 @@ from torch import Tensor
 
 from pc_pipeline.core.errors import ConfigError, SimulationError
 from pc_pipeline.core.rng import derive_seed, stream
-from pc_pipeline.engines.study import Lines, Study
+from pc_pipeline.engines.study import BATCH_PATHS, Lines, Study
 from pc_pipeline.engines.tail_source import decode, loss_gradient
 from pc_pipeline.schemas.units import MACRO_NAMES, N_MACRO
 from pc_pipeline.simulation.conditional import ConditionalPool
 from pc_pipeline.simulation.estimators import Estimate, expected_loss, loss_probability
 from pc_pipeline.simulation.gradient_cash import pool_losses
-from pc_pipeline.simulation.monte_carlo import POLICY_RATE, SimulatedCash
+from pc_pipeline.simulation.monte_carlo import POLICY_RATE, SimulatedCash, SimulationConfig, simulate_pool
 from pc_pipeline.waterfall.engine import WaterfallResult, run_waterfall
 
 KINDS = ("pool_loss", "tranche_loss", "oc_fails")
 FARTHEST = 14.0  # distance beyond which nothing is looked for
 _GRID = 16
+_REACH = (0.6, 1.6)  # where the median simulation is looked for, in distances of expected cash
+_HALVINGS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,8 @@ class ReverseStress:
         macro_TM: the path. centre_TM: the scenario's path without noise. noise_TM: standard normal units.
         distance: |e|, the Mahalanobis distance of the path from the centre.
         probability: Phi(-distance), first-order chance of the target under the scenario.
-        distances: by start; infinite where none was found. expected: figure of the target on the path.
+        distance_expected: distance at which the expected cash of all loans hits.
+        distances: by start; infinite where none was found.
         hits: share of simulations along the path that hit the target. loss: their mean pool loss.
     """
 
@@ -84,9 +87,15 @@ class ReverseStress:
     noise_TM: np.ndarray
     distance: float
     probability: float
+    distance_expected: float
     distances: tuple[float, ...]
     hits: Estimate
     loss: Estimate
+
+    @property
+    def is_confirmed(self) -> bool:
+        """About half or more of the simulations along the path hit: the share's interval reaches 1/2."""
+        return self.hits.upper >= 0.5
 
     def frame(self) -> pl.DataFrame:
         """One row per month and series: value, centre, and the noise in standard deviations."""
@@ -106,9 +115,11 @@ class ReverseStress:
     def summary(self) -> str:
         """A sentence for a committee."""
         odds = 1.0 / max(self.probability, 1e-12)
+        verdict = "confirmed" if self.is_confirmed else "NOT CONFIRMED"
         return (
-            f"{self.target} under {self.scenario}: nearest path at distance {self.distance:.2f}, about "
-            f"one in {odds:,.0f}; along it {self.hits.value:.0%} of simulations hit "
+            f"{self.target} under {self.scenario}: nearest path at distance {self.distance:.2f} "
+            f"({self.distance_expected:.2f} by expected cash), about "
+            f"one in {odds:,.0f}; {verdict}: along it {self.hits.value:.0%} of simulations hit "
             f"({self.hits.lower:.0%} to {self.hits.upper:.0%}), mean pool loss {self.loss.value:.2%}"
         )
 
@@ -177,8 +188,9 @@ def reverse_stress(
 
     Args:
         n_starts: searches, from the centre's loss direction and from random paths'.
-        n_lines: representative loans of the search; the last step out takes all loans.
-        n_confirm: simulations of all loans along the path found.
+        n_lines: representative loans of the search; the last steps out take all loans, first their expected
+            cash, then simulations, until half of them hit.
+        n_confirm: simulations of all loans along the path found, with other random numbers than the search.
 
     Raises:
         SimulationError: no start reaches the target within `FARTHEST`.
@@ -199,9 +211,10 @@ def reverse_stress(
         raise SimulationError(
             "no macro path reaches the target",
             expected=f"one within {FARTHEST:g} standard deviations",
-            got=str(target),
+            got=f"{target}: none found from {n_starts} starts",
             where=f"scenario {scenario}",
         )
+    expected, distance = distance, _median_radius(study, target, scenario, unit, distance, n_confirm)
     noise = (distance * unit).reshape(shape)
     with torch.no_grad():
         both = decode(study, scenario, torch.from_numpy(np.stack([noise, 0 * noise]).astype(np.float32)))
@@ -215,6 +228,7 @@ def reverse_stress(
         noise_TM=noise,
         distance=distance,
         probability=float(stats.norm.sf(distance)),
+        distance_expected=expected,
         distances=tuple(pair[0] for pair in found),
         hits=hits,
         loss=loss,
@@ -281,9 +295,46 @@ def _radius(
     return float(high)
 
 
+def _median_radius(
+    study: Study, target: Target, scenario: str, unit: np.ndarray, expected: float, n_paths: int
+) -> float:
+    """Least distance along a direction at which half of the simulations hit; `expected` where none does.
+
+    Common random numbers make the share of hits nearly monotone in the distance, so halving finds it.
+    """
+    seed = derive_seed(study.seed, "reverse stress", "median")
+
+    def share(distance: float) -> float:
+        noise = (distance * unit).reshape(1, study.n_months, N_MACRO).astype(np.float32)
+        with torch.no_grad():
+            macro = decode(study, scenario, torch.from_numpy(noise))[0].numpy().astype(float)
+        return float(hits_of(study, target, _along(study, macro, n_paths, seed)).mean())
+
+    low, high = _REACH[0] * expected, min(_REACH[1] * expected, FARTHEST)
+    if expected == 0 or share(high) < 0.5:
+        return expected
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if share(middle) >= 0.5 else (middle, high)
+    return high
+
+
+def _along(study: Study, macro_TM: np.ndarray, n_paths: int, seed: int) -> SimulatedCash:
+    """All loans drawn n times along one macro path, whose rows are read once."""
+    rows = study.rows(macro_TM[None])
+    return simulate_pool(
+        study.arrays,
+        study.cohorts.height,
+        np.repeat(macro_TM[None], n_paths, axis=0),
+        lambda macro: np.repeat(rows, len(macro), axis=0),
+        study.residual_LHJ,
+        SimulationConfig(seed=seed, batch_paths=BATCH_PATHS),
+    )
+
+
 def confirm(study: Study, target: Target, macro_TM: np.ndarray, n_paths: int) -> tuple[Estimate, Estimate]:
     """Simulate all loans along one macro path: (share that hits the target, mean pool loss)."""
-    run = study.simulate(np.repeat(macro_TM[None], n_paths, axis=0))
+    run = _along(study, macro_TM, n_paths, study.loan_seed)
     return loss_probability(hits_of(study, target, run).astype(float), 0.5), expected_loss(run.losses_P)
 
 
