@@ -32,8 +32,8 @@ from pc_pipeline import recipes
 from pc_pipeline.core.rng import stream
 from pc_pipeline.core.store import Store
 from pc_pipeline.engines.aggregator import PortfolioAggregator
+from pc_pipeline.engines.analysis.study import Study
 from pc_pipeline.engines.macro_sources import draw_macro
-from pc_pipeline.engines.study import Study
 from pc_pipeline.loans.amortisation import amortisation_schedule
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator

@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.machine import machine_line, write_result
 from pc_pipeline.core.store import Store
-from pc_pipeline.engines.study import BATCH_PATHS, Study
-from pc_pipeline.engines.tail_source import TailSource
+from pc_pipeline.engines.analysis.study import BATCH_PATHS, Study
+from pc_pipeline.engines.analysis.tail_source import TailSource
 from pc_pipeline.simulation.estimators import pool_measures, weighted_quantile
 from pc_pipeline.simulation.monte_carlo import POLICY_RATE, SimulationConfig, simulate_pool
 from pc_pipeline.simulation.reference import generator_numbers, simulate_reference

@@ -23,7 +23,7 @@ _EXPORTS: dict[str, str] = {
     "ScenarioDefinition": "pc_pipeline.scenarios.definitions",
     "SimulationResults": "pc_pipeline.engines.results",
     "Store": "pc_pipeline.core.store",
-    "Study": "pc_pipeline.engines.study",
+    "Study": "pc_pipeline.engines.analysis.study",
     "TrainConfig": "pc_pipeline.training.config",
     "TrajectoryConfig": "pc_pipeline.models.loan_trajectory",
     "TrajectoryTrainer": "pc_pipeline.training.trajectories",

@@ -18,7 +18,7 @@ from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.core.store import Store
 
 if TYPE_CHECKING:
-    from pc_pipeline.engines.study import Study
+    from pc_pipeline.engines.analysis.study import Study
 
 analyse_app = typer.Typer(no_args_is_help=True, help="Tails, sensitivities, reverse stress, attribution.")
 
@@ -49,7 +49,7 @@ def read_mix(text: str) -> dict[str, float]:
 
 def open_study(data: Path, deal: str, deals_dir: Path, seed: int) -> Study:
     """The store's pool, models and deal; trained scenarios only."""
-    from pc_pipeline.engines.study import Study
+    from pc_pipeline.engines.analysis.study import Study
 
     return Study.from_store(Store(data), deal=deal, deals_dir=deals_dir, seed=seed)
 
@@ -90,7 +90,7 @@ def tails(
     data: Data = Path("data"),
 ) -> None:
     """Losses of a scenario mix with paths drawn along the loss: narrow intervals in the tail."""
-    from pc_pipeline.engines.analyses import simulate_mix
+    from pc_pipeline.engines.analysis.mix import simulate_mix
 
     study = open_study(data, deal, deals_dir, seed)
     run = simulate_mix(study, read_mix(mix), paths, is_plain=plain)
@@ -108,7 +108,7 @@ def scenarios_command(
     data: Data = Path("data"),
 ) -> None:
     """Every trained scenario, paths drawn along the loss: measures with intervals, and a page of figures."""
-    from pc_pipeline.engines.analyses import simulate_mix
+    from pc_pipeline.engines.analysis.mix import simulate_mix
     from pc_pipeline.engines.stages.learning import trained_scenarios
 
     study = open_study(data, deal, deals_dir, seed)
@@ -134,7 +134,7 @@ def sensitivities_command(
     data: Data = Path("data"),
 ) -> None:
     """Derivatives of expected losses and returns to macro series by month, loan attributes, deal terms."""
-    from pc_pipeline.engines.sensitivities import POOL, sensitivities
+    from pc_pipeline.engines.analysis.sensitivities import POOL, sensitivities
     from pc_pipeline.reports.analysis_plots import sensitivity_heat_map
 
     study = open_study(data, deal, deals_dir, seed)
@@ -168,7 +168,7 @@ def reverse_stress_command(
     data: Data = Path("data"),
 ) -> None:
     """The most plausible macro path at which a target is hit, confirmed by simulation along it."""
-    from pc_pipeline.engines.reverse_stress import FARTHEST, all_scenarios, read_target
+    from pc_pipeline.engines.analysis.reverse_stress import FARTHEST, all_scenarios, read_target
     from pc_pipeline.engines.stages.learning import trained_scenarios
     from pc_pipeline.reports.analysis_plots import reverse_stress_paths
 
@@ -200,8 +200,8 @@ def attribution_command(
     data: Data = Path("data"),
 ) -> None:
     """Expected loss and CVaR of pool and classes split over loans, cohorts, scenarios, series, sources."""
-    from pc_pipeline.engines.analyses import simulate_mix
-    from pc_pipeline.engines.attribution import attribute
+    from pc_pipeline.engines.analysis.attribution import attribute
+    from pc_pipeline.engines.analysis.mix import simulate_mix
     from pc_pipeline.reports.analysis_plots import attribution_bars
 
     study = open_study(data, deal, deals_dir, seed)
@@ -233,8 +233,8 @@ def pool_change_command(
     data: Data = Path("data"),
 ) -> None:
     """What a loan or a block contributes: the pool without it, by reuse of the run."""
-    from pc_pipeline.engines.analyses import pick_loans, simulate_mix
-    from pc_pipeline.engines.pool_changes import PoolChanges, compare
+    from pc_pipeline.engines.analysis.mix import pick_loans, simulate_mix
+    from pc_pipeline.engines.analysis.pool_changes import PoolChanges, compare
 
     study = open_study(data, deal, deals_dir, seed)
     loans = pick_loans(study, remove)
@@ -259,7 +259,7 @@ def uncertainty_command(
     data: Data = Path("data"),
 ) -> None:
     """Figures over an ensemble of models retrained on resamples; variance split by where it comes from."""
-    from pc_pipeline.engines.uncertainty import carry, uncertainty
+    from pc_pipeline.engines.analysis.uncertainty import carry, uncertainty
     from pc_pipeline.models.checkpoint import load_model
     from pc_pipeline.reports.analysis_plots import uncertainty_bars
     from pc_pipeline.training.ensemble import EnsembleConfig, train_ensemble

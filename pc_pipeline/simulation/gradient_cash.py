@@ -2,7 +2,8 @@
 
 Here: the law of `simulation.conditional` on tensors (loans and paths at once, months in turn), for gradients
 to macro series, loan attributes and deal terms. Not here: the fast form without gradients
-(`simulation.conditional`; tests hold the two to each other), the derivatives (`engines.sensitivities`).
+(`simulation.conditional`; tests hold the two to each other), the derivatives
+(`engines.analysis.sensitivities`).
 
 Shapes: P path, L loan, H history class (15), J move (6), W schedule column. Slots as in `conditional`.
 """

@@ -1,7 +1,8 @@
 """Macro paths and what each counts: what every macro source hands to the simulation.
 
 Here: `MacroPaths`, the `MacroSource` protocol, the checks of paths and weights. Not here: the sources
-(`engines.macro_sources`, `engines.tail_source`), the simulation along the paths (`simulation.monte_carlo`).
+(`engines.macro_sources`, `engines.analysis.tail_source`), the simulation along the paths
+(`simulation.monte_carlo`).
 """
 
 from __future__ import annotations

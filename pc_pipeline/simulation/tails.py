@@ -2,7 +2,7 @@
 
 Here: a fitted loss surface over a few directions of the noise, candidates on it, strata by predicted
 loss, how many paths each stratum gets, weights. Not here: where directions and pilots come from
-(`engines.tail_source`), intervals that know the strata (`simulation.estimators`).
+(`engines.analysis.tail_source`), intervals that know the strata (`simulation.estimators`).
 
 Noise e of D standard normals makes a macro path. A is (K, D) with orthonormal rows; s = A e; the loss surface
 is a quadratic of s for log loss, fitted to a pilot. Steps (docs/methods/tails.md):

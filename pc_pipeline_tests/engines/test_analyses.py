@@ -12,11 +12,11 @@ from scipy import stats
 
 from pc_pipeline.core.errors import ConfigError, SimulationError
 from pc_pipeline.engines.aggregator import PortfolioAggregator
-from pc_pipeline.engines.analyses import pick_loans, simulate_mix
-from pc_pipeline.engines.attribution import attribute
-from pc_pipeline.engines.pool_changes import PoolChanges
-from pc_pipeline.engines.reverse_stress import Target, read_target, reverse_stress
-from pc_pipeline.engines.sensitivities import (
+from pc_pipeline.engines.analysis.attribution import attribute
+from pc_pipeline.engines.analysis.mix import pick_loans, simulate_mix
+from pc_pipeline.engines.analysis.pool_changes import PoolChanges
+from pc_pipeline.engines.analysis.reverse_stress import Target, read_target, reverse_stress
+from pc_pipeline.engines.analysis.sensitivities import (
     ATTRIBUTES,
     POOL,
     bumped,
@@ -24,9 +24,9 @@ from pc_pipeline.engines.sensitivities import (
     inputs,
     sensitivities,
 )
-from pc_pipeline.engines.study import Study
-from pc_pipeline.engines.tail_source import TailSource, decode
-from pc_pipeline.engines.uncertainty import uncertainty
+from pc_pipeline.engines.analysis.study import Study
+from pc_pipeline.engines.analysis.tail_source import TailSource, decode
+from pc_pipeline.engines.analysis.uncertainty import uncertainty
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
 from pc_pipeline.models.loan_residual import LoanResidual, LoanResidualConfig

@@ -19,8 +19,8 @@ import polars as pl
 from pc_pipeline.core.errors import SimulationError
 from pc_pipeline.core.periods import month_index
 from pc_pipeline.engines.aggregator import PortfolioAggregator
+from pc_pipeline.engines.analysis.study import BATCH_PATHS, Study
 from pc_pipeline.engines.results import SimulationResults
-from pc_pipeline.engines.study import BATCH_PATHS, Study
 from pc_pipeline.simulation.monte_carlo import SimulatedCash, SimulationConfig, simulate_pool
 
 CHANGE_MEASURES = ("expected_loss", "var_99", "cvar_99")

@@ -174,38 +174,6 @@ class Study:
         table = self.cohorts.select(COHORT_FEATURES).cast(pl.Float32).fill_null(np.nan)
         return torch.from_numpy(np.array(table.to_numpy(), dtype=np.float32))
 
-    # ---- analyses ---------------------------------------------------------------------------
-
-    def simulate_mix(self, mix: Mapping[str, float], n_paths: int, **options: Any) -> Any:
-        """See `engines.analyses.simulate_mix`."""
-        from pc_pipeline.engines.analyses import simulate_mix
-
-        return simulate_mix(self, mix, n_paths, **options)
-
-    def sensitivities(self, scenario: str = "baseline", **options: Any) -> Any:
-        """See `engines.sensitivities`."""
-        from pc_pipeline.engines.sensitivities import sensitivities
-
-        return sensitivities(self, scenario, **options)
-
-    def reverse_stress(self, target: str, scenario: str = "baseline", **options: Any) -> Any:
-        """See `engines.reverse_stress`; the target as text: 'pool=0.10', 'loss=Senior', 'oc=oc_Senior:24'."""
-        from pc_pipeline.engines.reverse_stress import read_target, reverse_stress
-
-        return reverse_stress(self, read_target(target), scenario, **options)
-
-    def attribute(self, run: Any, **options: Any) -> Any:
-        """See `engines.attribution`; `run` is what `simulate_mix` returned."""
-        from pc_pipeline.engines.attribution import attribute
-
-        return attribute(self, run.results, run.macro_PTM, **options)
-
-    def pool_changes(self, run: Any) -> Any:
-        """See `engines.pool_changes`; `run` is what `simulate_mix` returned."""
-        from pc_pipeline.engines.pool_changes import PoolChanges
-
-        return PoolChanges(self, run.macro_PTM, run.simulated)
-
     # ---- where from -------------------------------------------------------------------------
 
     @classmethod

@@ -14,10 +14,10 @@ import polars as pl
 from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.engines.aggregator import PortfolioAggregator, check_mix
+from pc_pipeline.engines.analysis.study import Study
+from pc_pipeline.engines.analysis.tail_source import TailSource
 from pc_pipeline.engines.macro_sources import paths_by_scenario
 from pc_pipeline.engines.results import SimulationResults
-from pc_pipeline.engines.study import Study
-from pc_pipeline.engines.tail_source import TailSource
 from pc_pipeline.simulation.monte_carlo import SimulatedCash
 from pc_pipeline.simulation.tails import TailConfig
 

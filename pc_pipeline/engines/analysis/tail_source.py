@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pc_pipeline.core.rng import derive_seed, stream
-from pc_pipeline.engines.study import Lines, Study
+from pc_pipeline.engines.analysis.study import Lines, Study
 from pc_pipeline.schemas.units import N_MACRO
 from pc_pipeline.simulation.gradient_cash import pool_losses
 from pc_pipeline.simulation.paths import MacroPaths

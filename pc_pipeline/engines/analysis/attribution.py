@@ -23,8 +23,8 @@ import polars as pl
 import torch
 
 from pc_pipeline.core.errors import SimulationError
+from pc_pipeline.engines.analysis.study import BATCH_PATHS, Lines, Study
 from pc_pipeline.engines.results import SimulationResults
-from pc_pipeline.engines.study import BATCH_PATHS, Lines, Study
 from pc_pipeline.schemas.units import MACRO_NAMES, N_MACRO
 from pc_pipeline.simulation.conditional import ConditionalPool
 from pc_pipeline.simulation.estimators import (

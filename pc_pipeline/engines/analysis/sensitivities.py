@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pc_pipeline.core.errors import ConfigError, DealError
-from pc_pipeline.engines.study import Lines, Study
+from pc_pipeline.engines.analysis.study import Lines, Study
 from pc_pipeline.schemas.units import COHORT_FEATURES, LOAN_FEATURES, MACRO_NAMES, MACRO_SERIES
 from pc_pipeline.simulation.gradient_cash import pool_losses
 from pc_pipeline.simulation.monte_carlo import POLICY_RATE

@@ -24,9 +24,9 @@ import polars as pl
 from scipy import stats
 
 from pc_pipeline.core.errors import SimulationError
-from pc_pipeline.engines.analyses import simulate_mix
+from pc_pipeline.engines.analysis.mix import simulate_mix
+from pc_pipeline.engines.analysis.study import Study
 from pc_pipeline.engines.results import LOSS_FLOOR, SimulationResults
-from pc_pipeline.engines.study import Study
 from pc_pipeline.simulation.estimators import (
     CONFIDENCE,
     Estimate,
