@@ -139,11 +139,16 @@ def sensitivities_command(
 
     study = open_study(data, deal, deals_dir, seed)
     found = sensitivities(study, scenario, n_paths=paths, n_lines=lines, gate="soft" if soft else "hard")
-    print_frame(found.by_series(), f"{scenario}: a whole series moves by one standard deviation")
+    by_series = found.by_series().unpivot(index="target", variable_name="series", value_name="per_sd")
     print_frame(
-        found.loans.pivot(on="attribute", index="target", values="per_unit"), "per unit of a loan attribute"
+        by_series.filter(by_series["per_sd"] != 0).sort("target", maintain_order=True),
+        f"{scenario}: a whole series moves by one standard deviation",
     )
-    print_frame(found.deal.pivot(on="term", index="target", values="per_unit"), "per unit of a deal term")
+    for frame, name, title in (
+        (found.loans, "attribute", "per unit of a loan attribute (those that are not zero)"),
+        (found.deal, "term", "per unit of a deal term (those that are not zero)"),
+    ):
+        print_frame(frame.filter(frame["per_unit"] != 0).select("target", name, "per_unit"), title)
     _keep(
         data,
         {
