@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 
 from pc_pipeline.core.errors import SchemaError
 from pc_pipeline.reports import model_plots
@@ -178,6 +179,14 @@ def test_nothing_at_all_still_makes_a_page() -> None:
         text = " ".join(read(render_html(frames, {})).text)
         assert "No results were handed to this report." in text
         assert "What the figures mean" in text
+
+
+def test_an_analysis_shows_its_figures_and_no_empty_sections() -> None:
+    figure = Figure()
+    figure.add_subplot().plot([0.0, 1.0])
+    text = " ".join(read(render_html({}, {}, figures=[("Sensitivity", figure)])).text)
+    assert "Sensitivity" in text
+    assert "handed to this report" not in text
 
 
 def test_missing_figures_are_dashes_and_further_columns_are_shown() -> None:
