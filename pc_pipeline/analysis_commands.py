@@ -117,7 +117,7 @@ def scenarios_command(
     frames = {key: pl.concat([one[key] for one in named]) for key in named[0]}
     names = [run.results.scenario for run in runs]
     wide = frames["pool_report"].pivot(on="measure", index="scenario", values="value")
-    print_frame(wide, f"{len(names)} scenarios, {paths:,} paths each")
+    print_frame(wide, f"{len(names)} scenarios, {paths:,} paths each", digits=4)
     _keep(data, {"analysis_scenarios": frames["pool_report"]})
     _page(data, "scenarios.html", "Scenarios", [("run: paths", runs[0].source)], [], frames)
 

@@ -42,18 +42,25 @@ def print_error(error: PcError) -> None:
         console.print(line, markup=False)
 
 
-def print_frame(frame: object, title: str = "") -> None:
-    """A polars frame as a console table."""
-    table = RichTable(title=title or None, title_justify="left", header_style="bold")
+def print_frame(frame: object, title: str = "", digits: int = 6) -> None:
+    """A polars frame as a console table; numbers to so many digits."""
+    table = RichTable(
+        title=title or None,
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
     for name in frame.columns:  # type: ignore[attr-defined]
         table.add_column(name, overflow="fold")  # an identifier cut short cannot be used
     for row in frame.iter_rows():  # type: ignore[attr-defined]
-        table.add_row(*("" if value is None else _cell(value) for value in row))
+        table.add_row(*("" if value is None else _cell(value, digits) for value in row))
     Console().print(table)
 
 
-def _cell(value: object) -> str:
-    return f"{value:,.6g}" if isinstance(value, float) else str(value)
+def _cell(value: object, digits: int) -> str:
+    return f"{value:,.{digits}g}" if isinstance(value, float) else str(value)
 
 
 @app.command()
@@ -86,7 +93,10 @@ def rate(
 
     rates = read_default_rates(table)
     rated = implied_ratings(Store(data).query("SELECT * FROM tranche_report"), rates)
-    print_frame(rated, f"Indicative, against {rates.source}; best and worst at the ends of the 95 % interval")
+    shown = rated.select("scenario", "tranche", "life_years", "loss_probability", "implied_by_probability",
+                         "best", "worst", "expected_loss", "implied_by_loss")  # fmt: skip
+    shown.columns = ["scenario", "tranche", "years", "P(loss)", "grade", "best", "worst", "EL", "by EL"]
+    print_frame(shown, f"Indicative, against {rates.source}; best and worst: ends of the interval", digits=3)
 
 
 Json = Annotated[bool, typer.Option("--json", help="Everything, by payment date, as JSON.")]
