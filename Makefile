@@ -67,8 +67,8 @@ backfill: setup ## simulate all scenarios again, rerunning failed ones alone
 ui: setup ## open Dagster on 127.0.0.1:3000 with the same assets
 	@$(BIN)/pc ui
 
-test: setup ## the fast tests
-	$(BIN)/python -m pytest
+test: setup ## the fast tests, on up to four cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 test-all: setup ## all tests but those that need a GPU
 	$(BIN)/python -m pytest -m "not gpu and not benchmark"
