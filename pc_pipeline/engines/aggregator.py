@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from pc_pipeline.core.errors import ConfigError, SimulationError
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.engines.macro_sources import draw_macro
+from pc_pipeline.engines.pool_models import PoolModels
 from pc_pipeline.engines.results import SimulationResults, macro_fan
+from pc_pipeline.engines.tail_source import TailSource
 from pc_pipeline.engines.tranches import tranche_results
 from pc_pipeline.loans.features import cohort_table
 from pc_pipeline.loans.pool import pool_snapshot
@@ -29,16 +31,17 @@ from pc_pipeline.schemas.states import LoanState
 from pc_pipeline.schemas.units import CASH_CHANNELS, N_CASH, canonical_scenario
 from pc_pipeline.simulation.distil import CompiledLoans, DistilConfig, distil_loans
 from pc_pipeline.simulation.monte_carlo import (
-    Control,
     Progress,
     SimulatedCash,
     SimulationConfig,
     cash_from_table,
     simulate_pool,
 )
+from pc_pipeline.simulation.own_luck import luck_along
 from pc_pipeline.simulation.paths import MacroPaths
 from pc_pipeline.simulation.pool import DEFAULT_SEVERITY, pool_arrays
 from pc_pipeline.simulation.rows import NetworkRows, loan_inputs
+from pc_pipeline.simulation.tails import TailConfig
 from pc_pipeline.waterfall.config import WaterfallConfig
 from pc_pipeline.waterfall.deal import Deal
 from pc_pipeline.waterfall.engine import WaterfallResult, run_waterfall
@@ -157,7 +160,7 @@ class PortfolioAggregator(nn.Module):
         reference_month: int | None = None,
         severity_GQ: np.ndarray | None = None,
         weights: np.ndarray | None = None,
-        control: Control | None = None,
+        is_controlled: bool = False,
         run_folder: str | Path | None = None,
         progress: Progress | None = None,
     ) -> SimulatedCash:
@@ -171,7 +174,8 @@ class PortfolioAggregator(nn.Module):
             start: first simulated month, for the calendar; None is neutral.
             reference_month: where vintage_index is 0 (month index), as in training.
             severity_GQ: loss given default quantiles by asset class; those of `compiled` without it.
-            control, run_folder: as `control`, `folder` of `simulation.monte_carlo.simulate_pool`.
+            is_controlled: follow loans' own luck, a control variate of every measure (a third more time).
+            run_folder: as `folder` of `simulation.monte_carlo.simulate_pool`.
         """
         cohorts = cohort_table(pool)
         values = macro.values_PTM if isinstance(macro, MacroPaths) else macro
@@ -194,7 +198,7 @@ class PortfolioAggregator(nn.Module):
             residual,
             config,
             weights_P=weights,
-            control=control,
+            luck=luck_along(arrays, residual, rows, np.asarray(values)) if is_controlled else None,
             folder=run_folder,
             progress=progress,
         )
@@ -220,17 +224,15 @@ class PortfolioAggregator(nn.Module):
         if isinstance(simulations, SimulatedCash):
             cash, index, weights = simulations.cash_PTC, simulations.index_rate_PT, simulations.weights_P
             pool_balance = pool_balance or simulations.pool_balance
-            drawn = {
-                name: getattr(simulations, name)
-                for name in ("strata_P", "scenario_P", "control_P", "control_mean")
-            }
+            drawn = {name: getattr(simulations, name) for name in ("strata_P", "scenario_P", "control")}
         else:
             names = simulations["scenario"].unique().to_list()
             if len(names) != 1:
                 raise SimulationError("one scenario at a time", expected="one name", got=sorted(names))
             scenario = scenario or names[0]
-            cash, index, weights = cash_from_table(simulations)
-            drawn = {}
+            stored = cash_from_table(simulations)
+            cash, index, weights = stored.cash_PTC, stored.index_rate_PT, stored.weights_P
+            drawn = {"strata_P": stored.strata_P, "control": stored.control}
         balance = pool_balance or _principal_in_all(cash)
         totals = cash.sum(axis=1)
         return SimulationResults(
@@ -268,7 +270,8 @@ class PortfolioAggregator(nn.Module):
         config: SimulationConfig | None = None,
         reference_month: int | None = None,
         model_versions: Mapping[str, str] | None = None,
-        control: Control | None = None,
+        sampling: str = "plain",
+        tail: TailConfig | None = None,
         run_folder: str | Path | None = None,
         progress: Progress | None = None,
     ) -> SimulationResults:
@@ -285,7 +288,8 @@ class PortfolioAggregator(nn.Module):
             macro_source: where macro paths come from instead of the VAE: history, supervisory or custom
                 scenarios, own paths or function, a `TailSource`; see `engines.macro_sources.as_source`.
             n_months: horizon.
-            control: expected loss given each path, as a control variate; see `simulate_pool`.
+            sampling: 'plain', all paths alike; 'tails', paths of the VAE drawn along the loss of this pool,
+                with weights and strata, loans' own luck taken out of every measure. tail: how.
             run_folder: keep finished batches there; the same call after a kill goes on from them.
             seed: of everything drawn here.
             reference_month: as in `simulate`; the trained `trajectory_model` knows its own.
@@ -304,17 +308,34 @@ class PortfolioAggregator(nn.Module):
         mix = check_mix(scenario_mix)
         config = config or SimulationConfig(seed=seed)
         pool_arrays(pool, cohort_table(pool), n_months)  # a pool that cannot be simulated fails here
-        macro = draw_macro(source, mix, n_simulations, n_months, derive_seed(seed, "macro"))
+        check_sampling(sampling, source)
+        lessons = distil or DistilConfig(seed=seed)
+        macro_seed, n_plain = derive_seed(seed, "macro"), n_simulations
+        if sampling == "tails":
+            n_plain = min(lessons.n_paths, n_simulations)
+        macro = draw_macro(source, mix, n_plain, n_months, macro_seed)
         if compiled is None and trajectory_model is not None:
             compiled = distil_loans(
                 trajectory_model,
                 transition_model,
                 pool,
-                macro.values_PTM[_spread(n_simulations, (distil or DistilConfig()).n_paths)],
-                distil or DistilConfig(seed=seed),
+                macro.values_PTM[_spread(n_plain, lessons.n_paths)],
+                lessons,
                 start=start,
                 reference_month=reference_month,
             )
+        if sampling == "tails":
+            moved = PoolModels(
+                pool=pool,
+                macro_vae=source,
+                transition_model=transition_model,
+                compiled=compiled,
+                n_months=n_months,
+                seed=seed,
+                start=start,
+                reference_month=reference_month,
+            )
+            macro = TailSource(moved, tail or TailConfig()).draw_mix(mix, n_simulations, n_months, macro_seed)
         simulated = self.simulate(
             pool,
             macro,
@@ -323,7 +344,7 @@ class PortfolioAggregator(nn.Module):
             config,
             start=start,
             reference_month=reference_month,
-            control=control,
+            is_controlled=macro.strata_P is not None,
             run_folder=run_folder,
             progress=progress,
         )
@@ -340,6 +361,18 @@ class PortfolioAggregator(nn.Module):
             model_versions=model_versions,
             diagnostics={} if compiled is None else compiled.distance,
         )
+
+
+def check_sampling(sampling: str, source: Any) -> None:
+    """Refuse a way of sampling that is unknown, or that the macro source does not allow.
+
+    Raises:
+        ConfigError: neither 'plain' nor 'tails', or tails of anything but a trained VAE.
+    """
+    if sampling not in ("plain", "tails"):
+        raise ConfigError("no such sampling", expected="plain or tails", got=sampling)
+    if sampling == "tails" and not (hasattr(source, "roll") and hasattr(source, "scenario_code")):
+        raise ConfigError("tails are drawn along the noise of a VAE", expected="a MacroVAE", got=type(source))
 
 
 def check_mix(scenario_mix: Mapping[str, float] | None) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Where macro paths come from: a VAE, scenarios, history, or the user.
 
 Here: the plain macro sources and `as_source`, which makes one of whatever a user holds. Not here: sources
-that draw along the loss (`engines.analysis.tail_source`), what a source hands over (`simulation.paths`).
+that draw along the loss (`engines.tail_source`), what a source hands over (`simulation.paths`).
 
 Scenarios share random numbers: path k of one scenario and path k of another are moved by the same noise.
 """

@@ -19,9 +19,9 @@ from pc_pipeline.core.errors import DataError
 from pc_pipeline.reports.workbook import write_workbook
 from pc_pipeline.schemas.tables import columns
 from pc_pipeline.schemas.units import MACRO_NAMES
+from pc_pipeline.simulation.control import Control
 from pc_pipeline.simulation.estimators import (
     MEASURES,
-    Control,
     Estimate,
     effective_sample_size,
     expected_loss,
@@ -87,7 +87,7 @@ class SimulationResults:
         conventions: what was assumed, by name. seeds: by use. model_versions: by model.
         diagnostics: e.g. the distance between network and compiled form.
         strata_P: (P,) stratum each path was drawn in (`simulation.tails`), or None. scenario_P: its scenario.
-        control_P: (P,) loss expected given the path's macro, or None. control_mean: its mean, if known.
+        control: own luck of the loans along each path (`simulation.control`), or None.
     """
 
     portfolio_losses: np.ndarray
@@ -103,8 +103,7 @@ class SimulationResults:
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     strata_P: np.ndarray | None = None
     scenario_P: np.ndarray | None = None
-    control_P: np.ndarray | None = None
-    control_mean: float | None = None
+    control: Control | None = None
 
     # ---- measures ---------------------------------------------------------------------------
 
@@ -115,10 +114,7 @@ class SimulationResults:
 
     def intervals(self) -> dict[str, Estimate]:
         """All measures with their 95 % intervals, by name of table `pool_report`."""
-        control = None
-        if self.control_P is not None:
-            control = Control(values_P=self.control_P, mean=self.control_mean)
-        return pool_measures(self.portfolio_losses, self._weights, self.strata_P, control)
+        return pool_measures(self.portfolio_losses, self._weights, self.strata_P, self.control)
 
     def interval(self, measure: str) -> Estimate:
         """One measure with its 95 % interval; `measure` is one of MEASURES."""
@@ -172,7 +168,7 @@ class SimulationResults:
         rows = []
         for tranche in self.tranche_results:
             for measure, found in (
-                ("expected_loss", expected_loss(tranche.losses, self._weights, self.strata_P)),
+                ("expected_loss", self._class_loss(tranche)),
                 (
                     "loss_probability",
                     loss_probability(tranche.losses, LOSS_FLOOR, self._weights, self.strata_P),
@@ -180,6 +176,13 @@ class SimulationResults:
             ):
                 rows.append((tranche.name, measure, found.value, found.lower, found.upper))
         return pl.concat([pool, pl.DataFrame(rows, schema=pool.schema, orient="row")])
+
+    def _class_loss(self, tranche: TrancheResult) -> Estimate:
+        """Expected loss of a class, less own luck by regression among paths of like predicted loss."""
+        if self.control is None:
+            return expected_loss(tranche.losses, self._weights, self.strata_P)
+        luck = self.control.of_any(tranche.losses, self.weights)
+        return expected_loss(tranche.losses - luck, self._weights, self.strata_P)
 
     def pool_report(self) -> pl.DataFrame:
         """Table `pool_report`."""
@@ -197,7 +200,7 @@ class SimulationResults:
     def tranche_report(self) -> pl.DataFrame:
         """Table `tranche_report`."""
         rows = [
-            _tranche_row(tranche, self.scenario, self._weights, self.strata_P)
+            _tranche_row(tranche, self.scenario, self._weights, self.strata_P, self._class_loss(tranche))
             for tranche in self.tranche_results
         ]
         names = columns("tranche_report")
@@ -290,9 +293,12 @@ class SimulationResults:
 
 
 def _tranche_row(
-    tranche: TrancheResult, scenario: str, weights: np.ndarray | None, strata: np.ndarray | None
+    tranche: TrancheResult,
+    scenario: str,
+    weights: np.ndarray | None,
+    strata: np.ndarray | None,
+    loss: Estimate,
 ) -> tuple[object, ...]:
-    loss = expected_loss(tranche.losses, weights, strata)
     probability = loss_probability(tranche.losses, LOSS_FLOOR, weights, strata)
     return (
         scenario,
@@ -346,7 +352,8 @@ def _by_month(values_PT: np.ndarray, weights: np.ndarray | None, levels: tuple[f
 
 # ---- all paths on disk ------------------------------------------------------------------------------
 
-_PATH_FIELDS = ("strata_P", "scenario_P", "control_P")
+_PATH_FIELDS = ("strata_P", "scenario_P")
+_CONTROL_FIELDS = ("luck_P", "square_P", "predicted_P", "offset_P")
 _TRANCHE_FIELDS = ("losses", "irr", "wal_years", "oc_failed", "ic_failed")
 _TERMS = ("name", "original_balance", "share", "coupon", "mean_irr")
 
@@ -355,6 +362,8 @@ def write_paths(folder: Path, results: SimulationResults) -> None:
     """`paths.parquet` (one row a path), `path_months.parquet` (one a path and month), `run.json`."""
     paths: dict[str, np.ndarray] = {"loss": results.portfolio_losses, "weight": results.weights}
     paths |= {name: getattr(results, name) for name in _PATH_FIELDS if getattr(results, name) is not None}
+    if results.control is not None:
+        paths |= {f"control.{name}": getattr(results.control, name) for name in _CONTROL_FIELDS}
     months = {f"pool.{name}": values.ravel() for name, values in results.cashflows.items()}
     for k, tranche in enumerate(results.tranche_results):
         for name in _TRANCHE_FIELDS:
@@ -366,7 +375,6 @@ def write_paths(folder: Path, results: SimulationResults) -> None:
     run = {
         "scenario": results.scenario,
         "pool_balance": results.pool_balance,
-        "control_mean": results.control_mean,
         "conventions": dict(results.conventions),
         "seeds": dict(results.seeds),
         "model_versions": dict(results.model_versions),
@@ -405,6 +413,8 @@ def read_paths(folder: Path) -> SimulationResults:
     ]
     fan = folder / "macro_fan_report.parquet"
     kept: dict[str, Any] = {name: column(name) for name in _PATH_FIELDS} | run
+    if f"control.{_CONTROL_FIELDS[0]}" in paths.columns:
+        kept["control"] = Control(**{name: paths[f"control.{name}"].to_numpy() for name in _CONTROL_FIELDS})
     return SimulationResults(
         portfolio_losses=paths["loss"].to_numpy(),
         tranche_results=tranches,

@@ -80,22 +80,21 @@ class BatchStore:
                 found.append((int(match[1]), reached, place))
         return found
 
-    def write(self, low: int, high: int, cash_PTC: np.ndarray, control_P: np.ndarray | None) -> None:
+    def write(self, low: int, high: int, cash_PTC: np.ndarray, control_PX: np.ndarray) -> None:
         """Keep a finished batch of paths low..high-1."""
         place = self.folder / f"batch_{low:09d}_{high:09d}.npz"
         scrap = place.with_suffix(".part")
         with scrap.open("wb") as file:
-            np.savez(file, cash=cash_PTC, control=np.zeros(0) if control_P is None else control_P)
+            np.savez(file, cash=cash_PTC, control=control_PX)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scrap, place)
 
-    def read(self, place: Path, cash_PTC: np.ndarray, control_P: np.ndarray | None) -> None:
+    def read(self, place: Path, cash_PTC: np.ndarray, control_PX: np.ndarray) -> None:
         """Fill in a batch of the size given."""
         with np.load(place, allow_pickle=False) as kept:
             cash_PTC[:] = kept["cash"]
-            if control_P is not None:
-                control_P[:] = kept["control"]
+            control_PX[:] = kept["control"]
 
 
 def gaps(finished: list[tuple[int, int, Path]], n_paths: int, step: int) -> Iterator[tuple[int, int]]:

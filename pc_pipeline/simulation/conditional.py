@@ -367,12 +367,6 @@ class ConditionalPool:
         by_loan[self._loan_BL[used]] = split_BLK[used]
         return cash, by_loan
 
-    def control(self, macro_PTM: np.ndarray, rows_PCTKJ: np.ndarray) -> np.ndarray:
-        """(P,) expected loss given each path: a control variate of the drawn loss."""
-        from pc_pipeline.simulation.monte_carlo import POLICY_RATE
-
-        return self.losses(rows_PCTKJ, macro_PTM[:, :, POLICY_RATE])
-
     def _carry(
         self, rows_PCTKJ: np.ndarray, index_PT: np.ndarray, tilt_PK: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,11 @@ import numpy as np
 from scipy import stats
 
 from pc_pipeline.core.errors import SimulationError
+from pc_pipeline.simulation.control import Control
 
 CONFIDENCE = 0.95
+CONTROL_ROUNDS = 3  # quantile and its control, in turns
+CONTROL_PATHS = 4  # effective paths a tail must hold for that
 VAR_LEVELS = {"95": 0.95, "99": 0.99, "999": 0.999}
 MEASURES = ("expected_loss", *(f"{kind}_{name}" for kind in ("var", "cvar") for name in VAR_LEVELS))
 
@@ -32,27 +35,6 @@ class Estimate:
     value: float
     lower: float
     upper: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Control:
-    """What each path was expected to lose given its macro path: exact (`simulation.conditional`).
-
-    Attributes:
-        values_P: (P,) E[loss | macro path], unit of the losses.
-        mean: its mean under the law of the macro paths where that is known better than from these paths.
-    """
-
-    values_P: np.ndarray
-    mean: float | None = None
-
-    def reduce(self, target_P: np.ndarray, zero_mean_P: np.ndarray, weights_P: np.ndarray) -> np.ndarray:
-        """target less its regression (through the weighted mean of `target`) on a term of mean zero."""
-        squared = float(weights_P**2 @ zero_mean_P**2)
-        if squared <= 0:
-            return target_P
-        centred = target_P - float(weights_P @ target_P)
-        return target_P - float(weights_P**2 @ (centred * zero_mean_P)) / squared * zero_mean_P
 
 
 def check_weights(losses_P: np.ndarray, weights_P: np.ndarray | None) -> np.ndarray:
@@ -99,14 +81,9 @@ def expected_loss(
     strata_P: np.ndarray | None = None,
     control: Control | None = None,
 ) -> Estimate:
-    """Mean loss; variance sum w^2 (x - mean)^2, within strata where there are any.
-
-    With a control the mean is that of L - b (L - C) - c (C - known mean of C), b and c by regression.
-    """
+    """Mean loss; variance sum w^2 (x - mean)^2, within strata where there are any."""
     weights = check_weights(losses_P, weights_P)
-    values = losses_P if control is None else control.reduce(losses_P, losses_P - control.values_P, weights)
-    if control is not None and control.mean is not None:
-        values = control.reduce(values, control.values_P - control.mean, weights)
+    values = losses_P if control is None else losses_P - control.of_mean()
     mean = float(weights @ values)
     n = losses_P.size
     small = n / max(n - 1, 1) if strata_P is None else 1.0
@@ -120,21 +97,30 @@ def value_at_risk(
     level: float,
     weights_P: np.ndarray | None = None,
     strata_P: np.ndarray | None = None,
+    control: Control | None = None,
 ) -> Estimate:
     """The level-quantile with an order-statistic interval.
 
     Equal weights: ranks from the binomial law of the number of losses below the quantile. Otherwise the
     ranks of n_eff draws, n_eff = q (1 - q) / var F(VaR), var F the variance of sum w (1{x <= VaR} - q).
-    Where the upper rank lies beyond the sample, the upper end is that of a fitted tail's quantile.
+    Where the upper rank lies beyond the sample, the upper end is that of a fitted tail's quantile. A control
+    moves F by what luck did to the exceedances, and takes that out of var F.
     """
     weights = check_weights(losses_P, weights_P)
     order = np.argsort(losses_P, kind="stable")
     sorted_losses, cumulative = losses_P[order], np.cumsum(weights[order])
     value = sorted_losses[_rank(cumulative, level)]
-    if weights_P is None and strata_P is None:
+    luck = np.zeros(losses_P.size)
+    control = control if is_deep(losses_P >= value, weights) else None
+    if control is not None:
+        for _ in range(CONTROL_ROUNDS):
+            luck = control.of_exceedance(float(value), losses_P, weights, strata_P)
+            value = sorted_losses[_rank(cumulative, min(level - float(weights @ luck), 1.0))]
+        cumulative = cumulative + float(weights @ luck)
+    if weights_P is None and strata_P is None and control is None:
         n_effective = float(losses_P.size)
     else:
-        terms = weights * ((losses_P <= value) - level)
+        terms = weights * ((losses_P <= value) - level + luck)
         own = 0.25 * float(weights[losses_P == value].max()) ** 2  # strata that all agree still err by a path
         n_effective = level * (1 - level) / max(_variance(terms, _joined(strata_P)), own)
     alpha = (1 - CONFIDENCE) / 2
@@ -145,6 +131,12 @@ def value_at_risk(
     if high > 1.0 - 1e-12:
         upper = max(upper, _beyond_the_sample(sorted_losses, weights[order], level))
     return Estimate(float(value), float(sorted_losses[_rank(cumulative, low)]), upper)
+
+
+def is_deep(in_tail_P: np.ndarray, weights_P: np.ndarray) -> bool:
+    """Whether enough paths lie in a tail for its rank to move smoothly with a control."""
+    weights = weights_P[in_tail_P]
+    return bool(effective_sample_size(weights) >= CONTROL_PATHS) if weights.size else False
 
 
 def _beyond_the_sample(sorted_P: np.ndarray, weights_P: np.ndarray, level: float) -> float:
@@ -182,20 +174,22 @@ def conditional_value_at_risk(
 
     Influence function, continuous law: (x - v)+ / (1 - q) - (CVaR - v). Where v is an atom (more mass at or
     above v than 1 - q by over two paths) v does not move and it is 1{x >= v} (x - CVaR) / P(x >= v). A
-    control takes loans' own luck out of the tail: (L - C) 1{C > v} has mean zero given every macro path.
+    control takes loans' own luck out of the excess.
     """
     weights = check_weights(losses_P, weights_P)
     v = weighted_quantile(losses_P, level, weights_P)
+    control = control if is_deep(losses_P >= v, weights) else None
+    if control is not None:
+        v = value_at_risk(losses_P, level, weights_P, strata_P, control).value
     in_tail = losses_P >= v
     mass = float(weights[in_tail].sum())
     value = max(float(weights[in_tail] @ losses_P[in_tail]) / mass, v)
-    if mass - (1 - level) > 2.5 * float(weights[in_tail].max()):
+    if control is None and mass - (1 - level) > 2.5 * float(weights[in_tail].max()):
         influence = np.where(in_tail, losses_P - value, 0.0) / mass
     else:
         excess = np.where(in_tail, losses_P - v, 0.0)
         if control is not None:
-            luck = np.where(control.values_P > v, losses_P - control.values_P, 0.0)
-            excess = control.reduce(excess, luck, weights)
+            excess = excess - control.of_excess(v, losses_P, weights, strata_P)
             value = max(v + float(weights @ excess) / (1 - level), v)
         influence = excess / (1 - level) - (value - v)
     below, above = _skewed_interval(weights * influence, strata_P)
@@ -281,7 +275,7 @@ def pool_measures(
     """All measures of table `pool_report`, by name."""
     found = {"expected_loss": expected_loss(losses_P, weights_P, strata_P, control)}
     for name, level in VAR_LEVELS.items():
-        found[f"var_{name}"] = value_at_risk(losses_P, level, weights_P, strata_P)
+        found[f"var_{name}"] = value_at_risk(losses_P, level, weights_P, strata_P, control)
     for name, level in VAR_LEVELS.items():
         found[f"cvar_{name}"] = conditional_value_at_risk(losses_P, level, weights_P, strata_P, control)
     return found

@@ -29,6 +29,14 @@ from numba import njit
 
 from pc_pipeline.simulation.history import IN_STATE_FROM, SINCE_MISS_FROM
 from pc_pipeline.simulation.lanes import LANES, N_HISTORY, Lanes
+from pc_pipeline.simulation.martingale import (
+    Luck,
+    add_luck,
+    late_expectation,
+    late_luck,
+    left_luck,
+    performing_luck,
+)
 from pc_pipeline.simulation.pool import DUE_AT_CUTOFF
 from pc_pipeline.simulation.rng import MOVE, SEVERITY, block_word, uniform
 from pc_pipeline.simulation.vectors import (
@@ -167,6 +175,45 @@ def listed(bits: Any, base: Any, out: Any, n: Any) -> Any:
         bits &= bits - _ONE
         n += 1
     return total
+
+
+@njit(inline="always")
+def moved_luck(
+    lanes: Any, work: Any, luck: Any, b: Any, n: Any, p: Any, path_id: Any, t: Any, k0: Any, k1: Any
+) -> None:
+    """Own luck of a lane that has left performing."""
+    new, i, lost = read(work.state_N, n), n & 63, 0.0
+    if new == 4:
+        at = (b * lanes.schedule_BWL.shape[1] + t + DUE_AT_CUTOFF) * LANES + i
+        lost = read(lanes.schedule_BWL, at) * lose(lanes, b * LANES + i, path_id, t, k0, k1)
+    left_luck(luck, b, n >> 6, i, read(lanes.cohort_B, b), p, t, new, lost)
+
+
+@njit(inline="always")
+def late_terms(
+    lanes: Any, work: Any, luck: Any, rows: Any, b: Any, n: Any, row: Any, p: Any, t: Any, use_residual: Any
+) -> Any:
+    """Balance of a late lane, and what it is worth on average after the month; read before it moves."""
+    i, state = n & 63, read(work.state_N, n)
+    lane = b * LANES + i
+    at = (b * lanes.schedule_BWL.shape[1] + read(work.paid_N, n)) * LANES + i
+    balance = read(lanes.schedule_BWL, at)
+    held = 1 + _N_SINCE + _N_BUCKET * (state - 1) + min(t - read(work.entered_N, n), _N_BUCKET) - 1
+    expected = late_expectation(
+        luck,
+        rows,
+        row + state * ROW,
+        lanes.own_BLHJ,
+        (lane * N_HISTORY + held) * ROW,
+        b,
+        read(lanes.cohort_B, b),
+        p,
+        t,
+        i,
+        balance * read(luck.severity_G, read(lanes.group_BL, lane)),
+        use_residual,
+    )
+    return balance, expected
 
 
 @njit(**_BARE)
@@ -363,7 +410,9 @@ def move_late(
 
 
 @njit(**_BARE)
-def sell(lanes: Any, work: Any, out_PTC: Any, b: Any, g: Any, p: Any, path_id: Any, k0: Any, k1: Any) -> None:
+def sell(
+    lanes: Any, work: Any, out_PTC: Any, b: Any, g: Any, p: Any, path_id: Any, k0: Any, k1: Any, luck: Any
+) -> None:
     """Convention `horizon_sale`: states 0-2 at par, 90dpd charged off with its recovery at once."""
     last, alive = out_PTC.shape[1] - 1, work.alive_G[g]
     while alive != _NONE:
@@ -375,8 +424,12 @@ def sell(lanes: Any, work: Any, out_PTC: Any, b: Any, g: Any, p: Any, path_id: A
         if state < 3:
             out_PTC[p, last, 2] += balance
         else:
+            lost = lose(lanes, b * LANES + i, path_id, last, k0, k1)
             out_PTC[p, last, 3] += balance
-            out_PTC[p, last, 4] += (1.0 - lose(lanes, b * LANES + i, path_id, last, k0, k1)) * balance
+            out_PTC[p, last, 4] += (1.0 - lost) * balance
+            if luck is not None:
+                term = balance * (lost - luck.severity_G[lanes.group_BL[b, i]])
+                add_luck(luck, p, term, term * term)
 
 
 @njit(fastmath=_FAST, **_BARE)
@@ -393,12 +446,15 @@ def run_block(
     k0: Any,
     k1: Any,
     use_residual: bool,
+    luck: Any,
 ) -> None:
-    """One block of lanes along paths low..low+n_gang-1; adds its cash to out_PTC."""
+    """One block of lanes along paths low..low+n_gang-1; adds its cash to out_PTC, own luck where asked."""
     n_months, n_cohorts, width = out_PTC.shape[1], rows.shape[1], lanes.schedule_BWL.shape[1]
     step = n_cohorts * n_months * 4 * ROW  # from a path's rows to the next path's
     for g in range(n_gang):
         begin(lanes, work, index_PT, b, g, low + g, use_residual)
+    if luck is not None and not use_residual:
+        work.weight_GJL[:] = 1.0
     for t in range(n_months):
         if t & 3 == 0:
             draw_months(lanes, work, b, n_gang, first_path + low, t, k0, k1)
@@ -408,12 +464,16 @@ def run_block(
         n_leaving, n_late = list_visits(lanes, work, rows, b, row_0, step, n_gang, t, use_residual)
         for g in range(n_gang):
             work.cash_GC[g, 2] = 0.0
+            if luck is not None:
+                performing_luck(luck, work, rows, row_0 + g * step, b, lanes.cohort_B[b], g, low + g, t)
         for k in range(n_leaving):
             n = read(work.leaving, k)
             p, row = low + (n >> 6), row_0 + (n >> 6) * step
             leave_performing(
                 lanes, work, rows, index_PT, out_PTC, b, n, row, p, first_path + p, t, k0, k1, use_residual
             )
+            if luck is not None:
+                moved_luck(lanes, work, luck, b, n, p, first_path + p, t, k0, k1)
         at = (b * width + t + DUE_AT_CUTOFF) * LANES
         for g in range(n_gang):
             pays = work.alive_G[g] & ~work.out_G[g]
@@ -430,14 +490,21 @@ def run_block(
         for k in range(n_late):
             n = read(work.late, k)
             p, row = low + (n >> 6), row_0 + (n >> 6) * step
+            if luck is not None:
+                balance, expected = late_terms(lanes, work, luck, rows, b, n, row, p, t, use_residual)
             move_late(
                 lanes, work, rows, index_PT, out_PTC, b, n, row, p, first_path + p, t, k0, k1, use_residual
             )
+            if luck is not None:
+                new, lost = read(work.state_N, n), 0.0
+                if new == 4:
+                    lost = balance * lose(lanes, b * LANES + (n & 63), first_path + p, t, k0, k1)
+                late_luck(luck, b, n & 63, lanes.cohort_B[b], p, t, new, lost, expected)
         for g in range(n_gang):
             for c in range(3):
                 out_PTC[low + g, t, c] += work.cash_GC[g, c]
     for g in range(n_gang):
-        sell(lanes, work, out_PTC, b, g, low + g, first_path + low + g, k0, k1)
+        sell(lanes, work, out_PTC, b, g, low + g, first_path + low + g, k0, k1, luck)
 
 
 @njit(**_BARE)
@@ -451,13 +518,16 @@ def run_paths(
     k0: Any,
     k1: Any,
     use_residual: bool,
+    luck: Any,
 ) -> None:
     """All blocks, in order, along all paths of the arrays; a block's loans are read once for all paths."""
     n_paths = out_PTC.shape[0]
     for b in range(lanes.cohort_B.size):
         for low in range(0, n_paths, GANG):
             n_gang = min(GANG, n_paths - low)
-            run_block(lanes, work, rows, index_PT, out_PTC, b, low, n_gang, first_path, k0, k1, use_residual)
+            run_block(
+                lanes, work, rows, index_PT, out_PTC, b, low, n_gang, first_path, k0, k1, use_residual, luck
+            )
 
 
 @njit(nogil=True, cache=True)
@@ -497,6 +567,7 @@ def run_lanes(
     out_PTC: np.ndarray,
     low: int = 0,
     high: int | None = None,
+    luck: Luck | None = None,
 ) -> tuple[float, float]:
     """Simulate paths low..high-1 of a batch into out_PTC (zeroed by the caller); safe to call in threads.
 
@@ -506,6 +577,7 @@ def run_lanes(
         key: Philox key, `rng.seed_key(seed)`.
         first_path: global number of the batch's first path.
         out_PTC: (P, T, 5) float64.
+        luck: add up the loans' own luck too, for all P paths; `out_PX` zeroed by the caller.
 
     Returns:
         Largest |sum - 1| of a row and smallest entry: what the caller refuses rows by.
@@ -522,5 +594,12 @@ def run_lanes(
         np.uint64(key[0]),
         np.uint64(key[1]),
         lanes.own_BLHJ.shape[2] > 1,
+        None
+        if luck is None
+        else luck._replace(
+            factor_PCTK=luck.factor_PCTK[low:high],
+            expected_GL=np.zeros((GANG, LANES), np.float32),
+            out_PX=luck.out_PX[low:high],
+        ),
     )
     return gap, lowest

@@ -19,18 +19,21 @@ from pc_pipeline.core.errors import ConfigError, SimulationError
 from pc_pipeline.schemas.states import N_LIVING, N_STATES
 from pc_pipeline.schemas.units import CASH_CHANNELS, MACRO_NAMES, N_CASH, N_MACRO
 from pc_pipeline.simulation.batches import BatchStore, fingerprint, gaps
+from pc_pipeline.simulation.control import Control
 from pc_pipeline.simulation.kernel import ROW, run_lanes
 from pc_pipeline.simulation.lanes import Lanes, pack_lanes
+from pc_pipeline.simulation.martingale import Luck
+from pc_pipeline.simulation.own_luck import OwnLuck
 from pc_pipeline.simulation.paths import MacroPaths, check_macro, path_weights
 from pc_pipeline.simulation.pool import PoolArrays, pool_arrays
 from pc_pipeline.simulation.rng import seed_key
 
 TransitionRows = Callable[[np.ndarray], np.ndarray]  # macro (P, T, 9) -> rows (P, C, T, 4, 7)
 Progress = Callable[[int, int], None]  # paths done, paths in all
-Control = Callable[[np.ndarray, np.ndarray], np.ndarray]  # macro, rows of a batch -> expected loss per path
 POLICY_RATE = MACRO_NAMES.index("policy_rate")
 MOST_ROWS_MB = 48.0  # rows of a batch; more paths at a time gain nothing
 ROW_TOLERANCE = 1e-4
+CONTROL_COLUMNS = ("luck", "square", "predicted", "offset")  # of `Control`, in table `simulations`
 N_DEFAULT_CHANNEL, N_RECOVERY_CHANNEL = 3, 4
 
 
@@ -70,8 +73,7 @@ class SimulatedCash:
         seed: of the loans' random numbers.
         n_loans: loans simulated.
         strata_P, scenario_P: as in `MacroPaths`. source: of the macro paths, in words.
-        control_P: loss expected given each macro path, share of the pool; control_mean: its mean under the
-            law. None where no control was asked for.
+        control: own luck of the loans along each path, share of the pool; None where not asked for.
     """
 
     cash_PTC: np.ndarray
@@ -82,8 +84,7 @@ class SimulatedCash:
     n_loans: int
     strata_P: np.ndarray | None = None
     scenario_P: np.ndarray | None = None
-    control_P: np.ndarray | None = None
-    control_mean: float | None = None
+    control: Control | None = None
     source: str = ""
 
     @property
@@ -103,8 +104,7 @@ def simulate_pool(
     *,
     weights_P: np.ndarray | None = None,
     first_path: int = 0,
-    control: Control | None = None,
-    control_mean: float | None = None,
+    luck: OwnLuck | None = None,
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> SimulatedCash:
@@ -118,8 +118,8 @@ def simulate_pool(
         residual_LHJ: exp(residual) (L, 15, 6) of each loan and history class; None for pure cohort moves.
         weights_P: likelihood weights of the paths; those of `macro` without it.
         first_path: global number of the first path, so that a sub-range can be run alone.
-        control: macro, rows -> loss expected given each path, share of the pool (a control variate);
-            called with the rows just read, so that the network is not run twice. control_mean: its mean.
+        luck: add up the loans' own luck along each path too, a control variate; changes no cash beyond
+            rounding.
         folder: keep finished batches there; the same run started again goes on from them.
         progress: called after each batch with (paths done, paths in all).
 
@@ -132,34 +132,36 @@ def simulate_pool(
     n_paths, n_months = values.shape[:2]
     arrays = _arrays(pool, cohorts, n_months)
     n_cohorts = cohorts if isinstance(cohorts, int) else cohorts.height
-    check_run(arrays, n_cohorts, values, residual_LHJ, config)
+    check_run(arrays, n_cohorts, values, residual_LHJ, config, luck)
     weights = path_weights(paths.weights_P if weights_P is None else weights_P, n_paths)
     store = None
     if folder is not None:
         probe = np.asarray(transition_rows(values[:1]))
-        numbers = (config.seed, first_path, n_cohorts, int(control is not None))
-        name = fingerprint(arrays, values, residual_LHJ, probe, numbers=numbers)
+        numbers = (config.seed, first_path, n_cohorts)
+        known = None if luck is None else luck.start_CK
+        name = fingerprint(arrays, values, residual_LHJ, probe, known, numbers=numbers)
         store = BatchStore.open(folder, name, n_paths, n_months)
     index_PT = np.ascontiguousarray(values[:, :, POLICY_RATE], dtype=float)
     cash_PTC = np.zeros((n_paths, n_months, N_CASH))
-    control_P = None if control is None else np.zeros(n_paths)
+    control_PX = np.zeros((n_paths, 0 if luck is None else 3))
     finished = []
     if store is not None:
         finished = store.finished(n_paths)
         for low, high, place in finished:
-            store.read(place, cash_PTC[low:high], None if control_P is None else control_P[low:high])
+            store.read(place, cash_PTC[low:high], control_PX[low:high])
     done = sum(high - low for low, high, _ in finished)
-    lanes = pack_lanes(arrays, residual_LHJ, is_sampled_only=True)
+    lanes = pack_lanes(arrays, residual_LHJ, is_sampled_only=True) if luck is None else luck.lanes
     step = batch_size(config, n_cohorts, n_months)
     with ThreadPoolExecutor(config.n_threads) as threads:
         for low, high in gaps(finished, n_paths, step):
             rows = check_shape(transition_rows(values[low:high]), high - low, n_cohorts, n_months, low)
             part = cash_PTC[low:high]
-            _run_batch(threads, lanes, rows, index_PT[low:high], config, first_path + low, part)
-            if control is not None and control_P is not None:
-                control_P[low:high] = control(values[low:high], rows)
+            begun, predicted = (None, None) if luck is None else luck.begin(rows)
+            _run_batch(threads, lanes, rows, index_PT[low:high], config, first_path + low, part, begun)
+            if begun is not None and predicted is not None:
+                control_PX[low:high] = np.column_stack([begun.out_PX, predicted])
             if store is not None:
-                store.write(low, high, part, None if control_P is None else control_P[low:high])
+                store.write(low, high, part, control_PX[low:high])
             done += high - low
             if progress is not None:
                 progress(done, n_paths)
@@ -172,9 +174,18 @@ def simulate_pool(
         n_loans=arrays.n_loans,
         strata_P=paths.strata_P,
         scenario_P=paths.scenario_P,
-        control_P=control_P,
-        control_mean=control_mean,
+        control=None if luck is None else _control(control_PX, arrays.total_balance, paths.offset_P),
         source=paths.source,
+    )
+
+
+def _control(control_PX: np.ndarray, pool_balance: float, offset_P: np.ndarray | None) -> Control:
+    luck, square, predicted = control_PX.T
+    return Control(
+        luck_P=luck / pool_balance,
+        square_P=square / pool_balance**2,
+        predicted_P=predicted / pool_balance,
+        offset_P=np.zeros(len(luck)) if offset_P is None else offset_P,
     )
 
 
@@ -192,12 +203,15 @@ def _run_batch(
     config: SimulationConfig,
     first_path: int,
     out_PTC: np.ndarray,
+    luck: Luck | None = None,
 ) -> None:
     """All paths of a batch, an equal share to each thread: a thread reads the pool's loans once."""
     key, n_paths = seed_key(config.seed), out_PTC.shape[0]
     cuts = np.linspace(0, n_paths, min(config.n_threads, n_paths) + 1).astype(int)
     tasks = [
-        threads.submit(run_lanes, lanes, rows_PCTKJ, index_PT, key, first_path, out_PTC, int(low), int(high))
+        threads.submit(
+            run_lanes, lanes, rows_PCTKJ, index_PT, key, first_path, out_PTC, int(low), int(high), luck
+        )
         for low, high in itertools.pairwise(cuts)
     ]
     for task in tasks:
@@ -218,6 +232,7 @@ def check_run(
     macro_PTM: np.ndarray,
     residual_LHJ: np.ndarray | None,
     config: SimulationConfig,
+    luck: OwnLuck | None = None,
 ) -> None:
     """Everything that would fail later, refused before work starts."""
     n_paths, n_months = macro_PTM.shape[:2]
@@ -238,7 +253,11 @@ def check_run(
             )
         if not (np.isfinite(residual_LHJ).all() and residual_LHJ.min() >= 0):
             raise SimulationError("residual weights must be finite and not negative")
+    if luck is not None and not np.array_equal(luck.pool.loan_key_L, pool.loan_key_L):
+        raise SimulationError("own luck was worked out for another pool", got=luck.pool.n_loans)
     needed = run_megabytes(pool, n_cohorts, n_paths, n_months, config)
+    if luck is not None:
+        needed += luck.worth_BTJL.nbytes / 1e6
     if needed > config.memory_limit_mb:
         raise SimulationError(
             "the run would not fit the memory allowed",
@@ -291,11 +310,27 @@ def simulation_table(simulated: SimulatedCash, scenario: str, first_path: int = 
     }
     columns |= {name: np.maximum(flat[:, c], 0.0) for c, name in enumerate(CASH_CHANNELS)}
     columns["index_rate"] = simulated.index_rate_PT.reshape(-1)
+    if simulated.strata_P is not None:
+        columns["stratum"] = np.repeat(simulated.strata_P.astype(np.int64), n_months)
+    if simulated.control is not None:
+        for name in CONTROL_COLUMNS:
+            columns[name] = np.repeat(getattr(simulated.control, f"{name}_P"), n_months)
     return pl.DataFrame(columns).select(pl.lit(scenario).alias("scenario"), pl.all())
 
 
-def cash_from_table(simulations: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inverse of `simulation_table` for one scenario: cash (P, T, 5), index (P, T), weights (P,).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCash:
+    """What table `simulations` holds of a scenario; fields as of `SimulatedCash`."""
+
+    cash_PTC: np.ndarray
+    index_rate_PT: np.ndarray
+    weights_P: np.ndarray
+    strata_P: np.ndarray | None
+    control: Control | None
+
+
+def cash_from_table(simulations: pl.DataFrame) -> StoredCash:
+    """Inverse of `simulation_table` for one scenario.
 
     Raises:
         SimulationError: paths of different length, or months missing.
@@ -309,7 +344,15 @@ def cash_from_table(simulations: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, 
             expected=f"{n_paths} x {n_months} rows",
             got=ordered.height,
         )
+    first = ordered[::n_months]
     cash = ordered.select(CASH_CHANNELS).to_numpy().reshape(n_paths, n_months, N_CASH)
-    index = ordered["index_rate"].to_numpy().reshape(n_paths, n_months)
-    weights = ordered["weight"].to_numpy().reshape(n_paths, n_months)[:, 0]
-    return np.ascontiguousarray(cash), index.copy(), weights.copy()
+    control = None
+    if set(CONTROL_COLUMNS) <= set(first.columns):
+        control = Control(**{f"{name}_P": first[name].to_numpy() for name in CONTROL_COLUMNS})
+    return StoredCash(
+        cash_PTC=np.ascontiguousarray(cash),
+        index_rate_PT=ordered["index_rate"].to_numpy().reshape(n_paths, n_months).copy(),
+        weights_P=first["weight"].to_numpy(),
+        strata_P=first["stratum"].to_numpy() if "stratum" in first.columns else None,
+        control=control,
+    )

@@ -1,7 +1,7 @@
 """Macro paths and what each counts: what every macro source hands to the simulation.
 
 Here: `MacroPaths`, the `MacroSource` protocol, the checks of paths and weights. Not here: the sources
-(`engines.macro_sources`, `engines.analysis.tail_source`), the simulation along the paths
+(`engines.macro_sources`, `engines.tail_source`), the simulation along the paths
 (`simulation.monte_carlo`).
 """
 
@@ -24,6 +24,7 @@ class MacroPaths:
         values_PTM: (P, T, 9) original units.
         weights_P: likelihood ratio of the law to how paths were drawn, any scale; None counts all alike.
         strata_P: label of the stratum a path was drawn in; None where paths are independent.
+        offset_P: a guess of each path's loss less its mean over the stratum, share of the pool, or None.
         scenario_P: name of each path's scenario, or None.
         source: where they come from, in words.
     """
@@ -31,6 +32,7 @@ class MacroPaths:
     values_PTM: np.ndarray
     weights_P: np.ndarray | None = None
     strata_P: np.ndarray | None = None
+    offset_P: np.ndarray | None = None
     scenario_P: np.ndarray | None = None
     source: str = ""
 

@@ -2,7 +2,7 @@
 
 Here: a fitted loss surface over a few directions of the noise, candidates on it, strata by predicted
 loss, how many paths each stratum gets, weights. Not here: where directions and pilots come from
-(`engines.analysis.tail_source`), intervals that know the strata (`simulation.estimators`).
+(`engines.tail_source`), intervals that know the strata (`simulation.estimators`).
 
 Noise e of D standard normals makes a macro path. A is (K, D) with orthonormal rows; s = A e; the loss surface
 is a quadratic of s for log loss, fitted to a pilot. Steps (docs/methods/tails.md):
@@ -24,13 +24,15 @@ from typing import Final
 
 import numpy as np
 from scipy import stats
+from scipy.special import ndtr
 
 from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.core.rng import derive_seed, stream
 from pc_pipeline.simulation.estimators import weighted_quantile
 
 _HERMITE: Final = np.polynomial.hermite_e.hermegauss(21)
-_DEFAULT_AIMS: Final = {"expected_loss": 0.25, "cvar_95": 0.15, "cvar_99": 0.35, "cvar_999": 0.10}
+_LEFT: Final = 0.02  # of the variance of own luck, what a control known from reference rows leaves
+_DEFAULT_AIMS: Final = {"expected_loss": 0.15, "cvar_95": 0.10, "cvar_99": 0.45, "cvar_999": 0.15}
 _LEVELS: Final = {"cvar_95": 0.95, "cvar_99": 0.99, "cvar_999": 0.999}
 
 
@@ -41,24 +43,21 @@ class TailConfig:
     Attributes:
         n_directions: K, directions of the noise that the surface sees, >= 1.
         n_gradients: points at which the loss is differentiated to find them, per scenario.
-        n_lines: representative loans for those gradients.
-        n_pilot: macro paths per scenario the surface is fitted to. pilot_loans: loans on them.
+        n_pilot: macro paths per scenario the surface is fitted to.
         n_candidates: N, rounded up to a power of two.
         per_stratum: paths of a stratum, >= 2.
         aims: measure -> share of the paths spent on it; what is left of 1 is spread evenly (a of eq. (2)).
     """
 
-    n_directions: int = 3
-    n_gradients: int = 6
-    n_lines: int = 48
-    n_pilot: int = 160
-    pilot_loans: int = 400
-    n_candidates: int = 2**18
+    n_directions: int = 8
+    n_gradients: int = 10
+    n_pilot: int = 400
+    n_candidates: int = 2**17
     per_stratum: int = 2
     aims: dict[str, float] = field(default_factory=lambda: dict(_DEFAULT_AIMS))
 
     def __post_init__(self) -> None:
-        if min(self.n_directions, self.n_gradients, self.n_lines, self.pilot_loans) < 1:
+        if min(self.n_directions, self.n_gradients) < 1:
             raise ConfigError("sizes must be positive")
         if self.n_directions > self.n_gradients:
             raise ConfigError(
@@ -87,13 +86,14 @@ class Surface:
     """log loss as a quadratic of s.
 
     Attributes:
-        coefficients: of 1, s_i, s_i s_j. spread: sd of log loss around it. share: of the pilot's variance
-            that it explains (R^2).
+        coefficients: of 1, s_i, s_i s_j. spread: sd of log expected loss around it. share: of the pilot's
+            variance that it explains (R^2). luck: variance of the loans' own luck per unit of expected loss.
     """
 
     coefficients: np.ndarray
     spread: float
     share: float
+    luck: float = 0.0
 
     def predict(self, s_NK: np.ndarray) -> np.ndarray:
         """(N,) predicted loss. Beyond 6 from the centre the surface is held: a quadratic may turn back."""
@@ -107,19 +107,15 @@ def quadratic(s_NK: np.ndarray) -> np.ndarray:
     return np.concatenate([np.ones((len(s_NK), 1)), s_NK, s_NK[:, rows] * s_NK[:, columns]], axis=1)
 
 
-def fit_surface(s_NK: np.ndarray, losses_N: np.ndarray, extra_spread: float = 0.0) -> Surface:
-    """Least squares of log loss.
-
-    Args:
-        extra_spread: relative sd of the loss that the pilot does not show (loans' own luck).
-    """
+def fit_surface(s_NK: np.ndarray, losses_N: np.ndarray, luck: float = 0.0) -> Surface:
+    """Least squares of log loss on a pilot's expected losses; `luck` as in `Surface`."""
     target = np.log(np.maximum(losses_N, 1e-6))
     design = quadratic(s_NK)
     coefficients, *_ = np.linalg.lstsq(design, target, rcond=None)
     left = target - design @ coefficients
     variance = float(left @ left) / max(len(target) - design.shape[1], 1)
     share = 1.0 - float(left.var()) / max(float(target.var()), 1e-300)
-    return Surface(coefficients=coefficients, spread=float(np.sqrt(variance + extra_spread**2)), share=share)
+    return Surface(coefficients=coefficients, spread=float(np.sqrt(variance)), share=share, luck=luck)
 
 
 def main_directions(gradients_ND: np.ndarray, n_directions: int) -> np.ndarray:
@@ -142,7 +138,8 @@ class Design:
 
     Attributes:
         s_PK: their place along the directions. scenario_P: row of the scenarios. weights_P: mean 1.
-        strata_P: stratum labels. predicted_P: loss predicted.
+        strata_P: stratum labels. predicted_P: loss predicted. offset_P: that less its mean over the stratum's
+            candidates.
     """
 
     s_PK: np.ndarray
@@ -150,6 +147,7 @@ class Design:
     weights_P: np.ndarray
     strata_P: np.ndarray
     predicted_P: np.ndarray
+    offset_P: np.ndarray
 
 
 def candidates(shares_S: np.ndarray, config: TailConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,24 +161,41 @@ def candidates(shares_S: np.ndarray, config: TailConfig, seed: int) -> tuple[np.
     return stats.norm.ppf(u[:, 1:]), scenario
 
 
-def path_density(predicted_N: np.ndarray, spread_N: np.ndarray, config: TailConfig) -> np.ndarray:
+def path_density(
+    predicted_N: np.ndarray, spread_N: np.ndarray, luck_N: np.ndarray, config: TailConfig
+) -> np.ndarray:
     """(N,) eq. (2) on the candidates sorted by predicted loss; mean 1.
 
-    sd of what each measure averages, given the predicted loss: the loss is lognormal around it.
+    sd of what each measure averages, given the predicted loss: the expected loss is lognormal around it, own
+    luck is normal around that, and of luck only what its control leaves counts (`simulation.control`).
     """
     nodes, masses = _HERMITE[0], _HERMITE[1] / _HERMITE[1].sum()
-    outcomes = predicted_N[:, None] * np.exp(spread_N[:, None] * nodes - 0.5 * spread_N[:, None] ** 2)
+    centre = predicted_N[:, None]
+    expected = centre * np.exp(spread_N[:, None] * nodes - 0.5 * spread_N[:, None] ** 2)
+    luck = np.sqrt(np.maximum(luck_N[:, None] * expected, 1e-24))
+    whole = np.sqrt(spread_N[:, None] ** 2 + luck_N[:, None] / np.maximum(centre, 1e-12))
+    outcomes = centre * np.exp(whole * nodes - 0.5 * whole**2)
     every = np.broadcast_to(masses, outcomes.shape).ravel()
     density = np.full(len(predicted_N), 1.0 - sum(config.aims.values()))
     for measure, share in config.aims.items():
         floor = 0.0
         if measure in _LEVELS:
             floor = weighted_quantile(outcomes.ravel(), _LEVELS[measure], every)
-        excess = np.maximum(outcomes - floor, 0.0)
-        mean = excess @ masses
-        sd = np.sqrt(np.maximum((excess**2) @ masses - mean**2, 0.0))
+        mean, left = _excess(expected - floor, luck)
+        variance = np.maximum((mean**2) @ masses - (mean @ masses) ** 2, 0.0) + left @ masses
+        sd = np.sqrt(variance)
         density += share * sd / sd.mean() if sd.mean() > 0 else share
     return density
+
+
+def _excess(over: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of (over + s Z)+, and the variance that is left of it when its control has been taken out."""
+    a = over / s
+    phi, tail = np.exp(-0.5 * a**2) / np.sqrt(2 * np.pi), ndtr(a)
+    mean = over * tail + s * phi
+    variance = (over**2 + s**2) * tail + over * s * phi - mean**2
+    left = variance - s**2 * ((1 - _LEFT) * tail**2 + 0.5 * phi**2)
+    return mean, np.maximum(left, 0.0)
 
 
 def design(
@@ -201,17 +216,18 @@ def design(
     if n_paths < config.per_stratum:
         raise ConfigError("too few paths for a stratum", expected=config.per_stratum, got=n_paths)
     s, scenario = candidates(shares_S, config, seed)
-    predicted, spread = np.empty(len(s)), np.empty(len(s))
+    predicted, spread, luck = np.empty(len(s)), np.empty(len(s)), np.empty(len(s))
     for row, surface in enumerate(surfaces):
         here = scenario == row
-        predicted[here], spread[here] = surface.predict(s[here]), surface.spread
+        predicted[here], spread[here], luck[here] = surface.predict(s[here]), surface.spread, surface.luck
     order = np.argsort(predicted, kind="stable")
     s, scenario, predicted = s[order], scenario[order], predicted[order]
-    edges = _cells(
-        path_density(*_thinned(predicted, spread[order]), config), len(s), n_paths // config.per_stratum
-    )
+    thin = slice(_STEP // 2, None, _STEP)
+    density = path_density(predicted[thin], spread[order][thin], luck[order][thin], config)
+    edges = _cells(density, len(s), n_paths // config.per_stratum)
     picked, strata = _pick(edges, n_paths, stream(seed, "tails", "picks"))
     share = np.diff(edges)[strata] / len(s)
+    centre = np.add.reduceat(predicted, edges[:-1]) / np.diff(edges)
     held = np.bincount(strata)[strata] / n_paths
     return Design(
         s_PK=s[picked],
@@ -219,14 +235,11 @@ def design(
         weights_P=share / held,
         strata_P=strata,
         predicted_P=predicted[picked],
+        offset_P=predicted[picked] - centre[strata],
     )
 
 
 _STEP: Final = 16  # the density is worked out at every so many candidates
-
-
-def _thinned(predicted_N: np.ndarray, spread_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return predicted_N[_STEP // 2 :: _STEP], spread_N[_STEP // 2 :: _STEP]
 
 
 def _cells(density_M: np.ndarray, n: int, n_strata: int) -> np.ndarray:

@@ -292,6 +292,70 @@ def _instalments(
     return types.UniTuple(number, 2)(*inputs), emit
 
 
+@intrinsic
+def _luck_lanes(
+    typing_context: Any,
+    bits: Any,
+    weight: Any,
+    own: Any,
+    row: Any,
+    first: Any,
+    worth: Any,
+    at: Any,
+    factor: Any,
+    level: Any,
+    out: Any,
+    out_at: Any,
+) -> Any:
+    """(sum, sum of squares) over the lanes whose bit is set of worth if it stays less expected worth.
+
+    Worth of move j is worth.flat[at + 64 j + i] factor.flat[level + j] for j < 4, without factor for default,
+    nothing for prepaid; weights as in `leave_bits`. Expected worths go to out.flat[out_at:].
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits, weight, own, row, first, worth, at, factor, level, out, out_at = arguments
+        kinds, n = signature.args, 16
+        flags = ("contract", "reassoc", "nsz", "arcp")
+
+        def scalar(kind: int, array: Any, offset: Any, j: int) -> Any:
+            return builder.load(_place(context, builder, kinds[kind], array, builder.add(offset, _long(j))))
+
+        base = [_spread(builder, scalar(3, row, first, j), n) for j in range(6)]
+        scale = [_spread(builder, scalar(7, factor, level, j), n) for j in range(4)]
+        scale.append(_same(_FLOAT, 1.0, n))
+        total, squares = _same(_FLOAT, 0.0, n), _same(_FLOAT, 0.0, n)
+        for low in range(0, LANES, n):
+
+            def lanes(kind: int, array: Any, start: Any, j: int, low: int = low) -> Any:
+                offset = builder.add(start, _long(LANES * j + low))
+                return _load(context, builder, kinds[kind], array, offset, _FLOAT, n)
+
+            w = [builder.fmul(lanes(1, weight, own, j), base[j], flags=flags) for j in range(6)]
+            v = [builder.fmul(lanes(5, worth, at, j), scale[j], flags=flags) for j in range(5)]
+            whole, expected = w[5], _same(_FLOAT, 0.0, n)
+            for j in range(5):
+                whole = builder.fadd(whole, w[j], flags=flags)
+                expected = builder.fadd(expected, builder.fmul(w[j], v[j], flags=flags), flags=flags)
+            expected = builder.fdiv(expected, whole, flags=flags)
+            place = _place(context, builder, kinds[9], out, builder.add(out_at, _long(low)))
+            builder.store(expected, builder.bitcast(place, ir.VectorType(_FLOAT, n).as_pointer()), align=4)
+            some = builder.trunc(builder.lshr(bits, _long(low)), ir.IntType(n))
+            some = builder.bitcast(some, ir.VectorType(_BIT, n))
+            moved = builder.select(some, builder.fsub(v[0], expected), _same(_FLOAT, 0.0, n))
+            total = builder.fadd(total, moved, flags=flags)
+            squares = builder.fadd(squares, builder.fmul(moved, moved, flags=flags), flags=flags)
+        sums = []
+        for vector in (total, squares):
+            low, high = (_shuffle(builder, vector, vector, list(range(k, k + 8))) for k in (0, 8))
+            sums.append(builder.fpext(_sum(builder, builder.fadd(low, high)), _DOUBLE))
+        return context.make_tuple(builder, signature.return_type, sums)
+
+    word, offset, number = types.uint64, types.int64, types.float64
+    inputs = (word, weight, offset, row, offset, worth, offset, factor, offset, out, offset)
+    return types.UniTuple(number, 2)(*inputs), emit
+
+
 # What `intrinsic` returns has no Python signature a type checker could use.
 read: Any = _read
 write: Any = _write
@@ -304,3 +368,4 @@ leave_bits: Any = _leave_bits
 choose: Any = _choose
 choose_own: Any = _choose_own
 instalments: Any = _instalments
+luck_lanes: Any = _luck_lanes

@@ -25,8 +25,8 @@ from pc_pipeline.engines.analysis.sensitivities import (
     sensitivities,
 )
 from pc_pipeline.engines.analysis.study import Study
-from pc_pipeline.engines.analysis.tail_source import TailSource, decode
 from pc_pipeline.engines.analysis.uncertainty import uncertainty
+from pc_pipeline.engines.tail_source import TailSource, decode
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
 from pc_pipeline.models.loan_residual import LoanResidual, LoanResidualConfig
@@ -40,7 +40,7 @@ from pc_pipeline.simulation.tails import TailConfig
 from pc_pipeline.waterfall.config import WaterfallConfig
 
 N_MONTHS, N_LOANS = 12, 120
-QUICK = TailConfig(n_directions=2, n_gradients=3, n_lines=12, n_pilot=24, pilot_loans=40, n_candidates=2**13)
+QUICK = TailConfig(n_directions=2, n_gradients=3, n_pilot=24, n_candidates=2**13)
 UNEMPLOYMENT = MACRO_NAMES.index("unemployment_rate")
 
 
@@ -96,10 +96,10 @@ def test_tail_paths_are_weighted_and_their_mean_is_that_of_plain_ones(study, mix
     first, second = results.interval("expected_loss"), plain.interval("expected_loss")
     error = np.hypot(first.upper - first.lower, second.upper - second.lower) / 3.92
     assert abs(first.value - second.value) < 4 * error
-    same = simulate_mix(study, {"baseline": 0.7, "severe": 0.3}, 60, config=QUICK, is_controlled=True).results
-    np.testing.assert_array_equal(same.portfolio_losses, results.portfolio_losses)
-    controlled = same.interval("expected_loss")  # a pool of 120 loans: mostly their own luck
-    assert controlled.upper - controlled.lower < 0.6 * (first.upper - first.lower)
+    raw = dataclasses.replace(results, control=None).interval(
+        "expected_loss"
+    )  # 120 loans: mostly their own luck
+    assert first.upper - first.lower < 0.6 * (raw.upper - raw.lower)
 
 
 def test_the_aggregator_takes_it_as_a_macro_source(study):

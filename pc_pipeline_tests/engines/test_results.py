@@ -12,6 +12,7 @@ from pc_pipeline.core.errors import DataError
 from pc_pipeline.engines.aggregator import PortfolioAggregator
 from pc_pipeline.engines.results import SimulationResults, macro_fan
 from pc_pipeline.schemas.units import MACRO_SERIES
+from pc_pipeline.simulation.control import Control
 from pc_pipeline.simulation.monte_carlo import SimulatedCash
 
 N_PATHS, N_MONTHS, POOL = 40, 12, 1_000_000.0
@@ -41,8 +42,12 @@ def results() -> SimulationResults:
         found,
         strata_P=np.arange(N_PATHS) // 2,
         scenario_P=np.repeat(["baseline", "adverse"], N_PATHS // 2),
-        control_P=found.portfolio_losses - draws.normal(0.0, 0.002, N_PATHS),
-        control_mean=float(np.average(found.portfolio_losses, weights=weights)),
+        control=Control(
+            luck_P=found.portfolio_losses - found.portfolio_losses.mean() - draws.normal(0.0, 0.002, N_PATHS),
+            square_P=np.full(N_PATHS, found.portfolio_losses.var()),
+            predicted_P=np.full(N_PATHS, found.portfolio_losses.mean()),
+            offset_P=np.zeros(N_PATHS),
+        ),
         model_versions={"macro_vae": "abc"},
         diagnostics={"kl_per_step": 1e-3},
     )
@@ -50,12 +55,13 @@ def results() -> SimulationResults:
 
 def test_round_trip(results, tmp_path):
     back = SimulationResults.from_parquet(results.to_parquet(tmp_path / "run"))
-    for name in ("portfolio_losses", "weights", "strata_P", "scenario_P", "control_P"):
+    for name in ("portfolio_losses", "weights", "strata_P", "scenario_P"):
         np.testing.assert_array_equal(getattr(back, name), getattr(results, name), err_msg=name)
     for name, frame in results.frames().items():
         assert_frame_equal(back.frames()[name], frame)
     assert back.notes() == results.notes()
-    assert back.control_mean == results.control_mean
+    for name in ("luck_P", "square_P", "predicted_P", "offset_P"):
+        np.testing.assert_array_equal(getattr(back.control, name), getattr(results.control, name))
     np.testing.assert_array_equal(back.tranche_results[1].irr, results.tranche_results[1].irr)
 
 
@@ -73,7 +79,7 @@ def test_weights_reach_the_tranches(results):
     by_hand = 0.25 * senior.losses[:half].mean() + 0.75 * senior.losses[half:].mean()
     assert senior.expected_loss == pytest.approx(by_hand)
     mean_cash = 0.25 * senior.cash[:half].mean(axis=0) + 0.75 * senior.cash[half:].mean(axis=0)
-    plain = dataclasses.replace(results, weights=np.ones(N_PATHS), strata_P=None, control_P=None)
+    plain = dataclasses.replace(results, weights=np.ones(N_PATHS), strata_P=None, control=None)
     assert plain.expected_loss != pytest.approx(results.expected_loss, rel=1e-6)
     assert mean_cash.sum() > 0
     assert results.effective_paths == pytest.approx(N_PATHS / 1.25)
@@ -81,5 +87,5 @@ def test_weights_reach_the_tranches(results):
 
 def test_a_control_of_the_expected_loss_narrows_its_interval(results):
     with_control = results.interval("expected_loss")
-    without = dataclasses.replace(results, control_P=None).interval("expected_loss")
+    without = dataclasses.replace(results, control=None).interval("expected_loss")
     assert with_control.upper - with_control.lower < 0.5 * (without.upper - without.lower)

@@ -10,12 +10,15 @@ import pytest
 from pc_pipeline.core.errors import ConfigError, SimulationError
 from pc_pipeline.schemas import tables
 from pc_pipeline.schemas.units import MACRO_SERIES
+from pc_pipeline.simulation.estimators import pool_measures
 from pc_pipeline.simulation.monte_carlo import (
     SimulationConfig,
     cash_from_table,
     simulate_pool,
     simulation_table,
 )
+from pc_pipeline.simulation.own_luck import luck_along
+from pc_pipeline.simulation.paths import MacroPaths
 from pc_pipeline_tests.simulation.hand import pool_by_hand, residual_by_hand, rows_by_hand
 
 N_MONTHS, N_PATHS = 12, 20
@@ -67,10 +70,28 @@ def test_the_table_keeps_its_contract_and_comes_back():
     done = run(weights_P=weights)
     table = simulation_table(done, "baseline")
     tables.validate("simulations", table)
-    cash, index, back = cash_from_table(table.sample(fraction=1.0, shuffle=True, seed=1))
-    np.testing.assert_array_equal(cash, np.maximum(done.cash_PTC, 0))
-    np.testing.assert_array_equal(index, done.index_rate_PT)
-    np.testing.assert_allclose(back, weights / weights.mean())
+    back = cash_from_table(table.sample(fraction=1.0, shuffle=True, seed=1))
+    np.testing.assert_array_equal(back.cash_PTC, np.maximum(done.cash_PTC, 0))
+    np.testing.assert_array_equal(back.index_rate_PT, done.index_rate_PT)
+    np.testing.assert_allclose(back.weights_P, weights / weights.mean())
+    assert back.strata_P is None
+    assert back.control is None
+
+
+def test_strata_and_own_luck_are_stored_so_that_intervals_stay(tmp_path):
+    macro = macro_by_hand()
+    luck = luck_along(pool_by_hand(90, N_MONTHS), None, rows_from_macro, macro)
+    drawn = MacroPaths(
+        values_PTM=macro, strata_P=np.arange(N_PATHS) // 2, offset_P=np.linspace(-0.01, 0.01, N_PATHS)
+    )
+    done = simulate_pool(pool_by_hand(90, N_MONTHS), 3, drawn, rows_from_macro, None, luck=luck)
+    table = simulation_table(done, "baseline")
+    tables.validate("simulations", table)
+    back = cash_from_table(table)
+    np.testing.assert_array_equal(back.strata_P, done.strata_P)
+    first = pool_measures(done.losses_P, None, done.strata_P, done.control)
+    again = pool_measures(done.losses_P, None, back.strata_P, back.control)
+    assert first == again
 
 
 def test_progress_reaches_the_end():

@@ -16,6 +16,7 @@ import pytest
 
 from pc_pipeline.core.errors import SimulationError
 from pc_pipeline.simulation.monte_carlo import SimulationConfig, simulate_pool
+from pc_pipeline.simulation.own_luck import luck_along
 from pc_pipeline_tests.simulation.hand import pool_by_hand
 from pc_pipeline_tests.simulation.test_monte_carlo import N_MONTHS, macro_by_hand, rows_from_macro
 
@@ -84,13 +85,12 @@ def test_other_inputs_are_another_run(tmp_path):
 
 
 def test_the_control_is_kept_with_its_batch(tmp_path):
-    def control(macro, rows):
-        return macro[:, :, 1].mean(axis=1) + rows[:, 0, 0, 0, 0]
-
-    first = run(tmp_path, control=control, control_mean=0.5)
-    again = run(tmp_path, control=control)
-    np.testing.assert_array_equal(first.control_P, again.control_P)
-    assert first.control_mean == 0.5
+    luck = luck_along(pool_by_hand(90, N_MONTHS), None, rows_from_macro, macro_by_hand())
+    first = run(tmp_path, luck=luck)
+    again = run(tmp_path, luck=luck)
+    np.testing.assert_array_equal(first.control.luck_P, again.control.luck_P)
+    assert np.ptp(first.control.luck_P) > 0
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_full_disk_is_refused_before_work(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ Here: `simulate_mix`, `pick_loans`. Not here: the analyses.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -15,10 +15,11 @@ from pc_pipeline.core.errors import ConfigError
 from pc_pipeline.core.rng import derive_seed
 from pc_pipeline.engines.aggregator import PortfolioAggregator, check_mix
 from pc_pipeline.engines.analysis.study import Study
-from pc_pipeline.engines.analysis.tail_source import TailSource
 from pc_pipeline.engines.macro_sources import paths_by_scenario
 from pc_pipeline.engines.results import SimulationResults
+from pc_pipeline.engines.tail_source import TailSource
 from pc_pipeline.simulation.monte_carlo import SimulatedCash
+from pc_pipeline.simulation.paths import MacroPaths
 from pc_pipeline.simulation.tails import TailConfig
 
 
@@ -38,14 +39,12 @@ def simulate_mix(
     n_paths: int,
     *,
     is_plain: bool = False,
-    is_controlled: bool = False,
     config: TailConfig | None = None,
 ) -> MixRun:
-    """Simulate a scenario mix, its paths drawn along the loss or plainly.
+    """Simulate a scenario mix, its paths drawn along the loss and loans' own luck taken out, or plainly.
 
     Args:
-        is_plain: all paths alike. is_controlled: take each path's exact expected loss as a control variate
-            (about fifty times the kernel's time; for small pools).
+        is_plain: all paths alike, and nothing taken out.
 
     Raises:
         ConfigError: shares make no mix.
@@ -54,40 +53,27 @@ def simulate_mix(
     label = " + ".join(f"{share:.0%} {name}" if len(shares) > 1 else name for name, share in shares.items())
     if is_plain:
         counts = paths_by_scenario(shares, n_paths)
-        macro = np.concatenate([study.macro(name, count) for name, count in counts.items() if count])
-        names = np.repeat(list(counts), list(counts.values()))
-        simulated = study.simulate(macro)
-        results = PortfolioAggregator(study.deal).report(
-            simulated, scenario=label, seeds={"study": study.seed}, model_versions=study.versions
-        )
-        return MixRun(
-            macro_PTM=macro,
-            simulated=simulated,
-            results=replace(
-                results,
-                scenario_P=names,
-                control_P=study.expected_losses(macro) if is_controlled else None,
-            ),
+        drawn = MacroPaths(
+            values_PTM=np.concatenate([study.macro(name, count) for name, count in counts.items() if count]),
+            scenario_P=np.repeat(list(counts), list(counts.values())),
             source="macro VAE, plain paths",
         )
-    drawn = TailSource(study, config or TailConfig()).draw_mix(
-        shares, n_paths, study.n_months, derive_seed(study.seed, "tails")
-    )
-    simulated = study.simulate(drawn.values_PTM, weights_P=drawn.weights_P)
+        simulated = study.simulate(drawn)
+    else:
+        source = TailSource(study, config or TailConfig())
+        drawn = source.draw_mix(shares, n_paths, study.n_months, derive_seed(study.seed, "tails"))
+        simulated = study.simulate(drawn, luck=source.own_luck(drawn.values_PTM))
     results = PortfolioAggregator(study.deal).report(
         simulated, scenario=label, seeds={"study": study.seed}, model_versions=study.versions
     )
-    return MixRun(
-        macro_PTM=drawn.values_PTM,
-        simulated=simulated,
-        results=replace(
-            results,
-            strata_P=drawn.strata_P,
-            scenario_P=drawn.scenario_P,
-            control_P=study.expected_losses(drawn.values_PTM) if is_controlled else None,
-        ),
-        source=drawn.source,
-    )
+    return MixRun(macro_PTM=drawn.values_PTM, simulated=simulated, results=results, source=drawn.source)
+
+
+def plain_paths(study: Study, mix: Mapping[str, float], n_paths: int) -> tuple[np.ndarray, np.ndarray]:
+    """((P, T, 9) plain macro paths, (P,) scenario of each), scenarios one after the other."""
+    counts = paths_by_scenario(check_mix(mix), n_paths)
+    macro = np.concatenate([study.macro(name, count) for name, count in counts.items() if count])
+    return macro, np.repeat(list(counts), list(counts.values()))
 
 
 def pick_loans(study: Study, text: str) -> np.ndarray:

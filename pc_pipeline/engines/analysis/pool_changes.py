@@ -55,7 +55,8 @@ class PoolChanges:
     def __init__(self, study: Study, macro_PTM: np.ndarray, run: SimulatedCash | None = None) -> None:
         self.study, self.macro_PTM = study, macro_PTM
         self._rows: dict[int, np.ndarray] = {}
-        self.run = run if run is not None else self._draw_all()
+        # Own luck was followed for the whole pool: it says nothing of a pool without some loans.
+        self.run = replace(run if run is not None else self._draw_all(), control=None)
         if self.run.cash_PTC.shape[:2] != macro_PTM.shape[:2]:
             raise SimulationError(
                 "the run is not of these macro paths",

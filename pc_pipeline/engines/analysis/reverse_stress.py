@@ -25,7 +25,7 @@ from torch import Tensor
 from pc_pipeline.core.errors import ConfigError, SimulationError
 from pc_pipeline.core.rng import derive_seed, stream
 from pc_pipeline.engines.analysis.study import BATCH_PATHS, Lines, Study
-from pc_pipeline.engines.analysis.tail_source import decode, loss_gradient
+from pc_pipeline.engines.tail_source import decode, loss_gradient
 from pc_pipeline.schemas.units import MACRO_NAMES, N_MACRO
 from pc_pipeline.simulation.conditional import ConditionalPool
 from pc_pipeline.simulation.estimators import Estimate, expected_loss, loss_probability
