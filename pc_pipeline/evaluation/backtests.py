@@ -1,7 +1,7 @@
 """Does a predicted value at risk hold up? Coverage and independence of its exceptions, and the whole law.
 
 Here: `exceptions`, the tests of Kupiec (1995) and Christoffersen (1998), a test of the probability integral
-transform, `backtest` (all of them as one frame). Not here: who predicts (`engines.fidelity`).
+transform, `backtest` (all of them as one frame), `holm`. Not here: who predicts (`engines.fidelity`).
 
 With T months of which N lose more than the VaR at level q, p = 1 - q and hit share h = N / T,
 
@@ -12,7 +12,9 @@ With T months of which N lose more than the VaR at level q, p = 1 - q and hit sh
 n_ij counts months in state j after state i, h_ij = n_ij / (n_i0 + n_i1), h_1 the share of hits after the
 first month. p-values are of the statistic's own law under independent hits, by simulation (Dufour 2006):
 chi2 is far off where a dozen hits or fewer are expected, as they always are here. Several sequences
-(macro paths, rolling origins) are pooled by adding their counts.
+(macro paths, rolling origins) are pooled by adding their counts. Where sequences share a month's shock
+(sub-pools of one pool) they are no independent evidence: `are_joint` then takes every law from the forecast's
+own joint draws, months independent, and shuffles whole months.
 
 P. H. Kupiec, Techniques for verifying the accuracy of risk measurement models, Journal of Derivatives 3
 (1995); P. F. Christoffersen, Evaluating interval forecasts, International Economic Review 39 (1998).
@@ -116,12 +118,19 @@ def conditional_coverage(hits_RT: np.ndarray, level: float, seed: int = 0) -> tu
 
 
 def backtest(
-    realised_RT: np.ndarray, draws_RTS: np.ndarray, levels: tuple[float, ...] = (0.95, 0.99), seed: int = 0
+    realised_RT: np.ndarray,
+    draws_RTS: np.ndarray,
+    levels: tuple[float, ...] = (0.95, 0.99),
+    seed: int = 0,
+    *,
+    are_joint: bool = False,
 ) -> pl.DataFrame:
     """All tests of R sequences of T forecasts.
 
     Args:
         realised_RT: (R, T) what happened. draws_RTS: (R, T, S) draws from each predicted law.
+        are_joint: draw s of a month is one state of the world for all sequences, so that what they share in
+            the forecast they share under the null; False takes the sequences as independent.
 
     Returns:
         Columns of `COLUMNS`: per level 'Kupiec', and with T of 2 or more 'Christoffersen independence' and
@@ -133,24 +142,88 @@ def backtest(
     realised = np.atleast_2d(np.asarray(realised_RT, dtype=float))
     draws = np.asarray(draws_RTS, dtype=float).reshape(*realised.shape, -1)
     where = transform(realised.ravel(), draws.reshape(realised.size, -1), seed).reshape(realised.shape)
+    null = _joint_places(draws, seed) if are_joint else None
     rows: list[tuple[Any, ...]] = []
     for level in levels:
         hits = where > _checked(level)
-        found = [("Kupiec", kupiec(hits, level))]
-        if realised.shape[1] > 1:
-            found += [
-                ("Christoffersen independence", independence(hits, seed)),
-                ("Christoffersen conditional coverage", conditional_coverage(hits, level, seed)),
-            ]
-        for test, (statistic, p_value) in found:
+        drawn = None if null is None else null > level
+        for test, (statistic, p_value) in _tests(hits, level, seed, drawn).items():
             expected = hits.size * (1 - level)
             rows.append((test, level, hits.size, int(hits.sum()), expected, statistic, p_value))
-    uniform = stats.kstest(where.ravel(), "uniform")
-    rows.append(
-        ("uniform transform", None, where.size, None, None, float(uniform.statistic), float(uniform.pvalue))
-    )
+    distance, p_value = _uniform(where, null)
+    rows.append(("uniform transform", None, where.size, None, None, distance, p_value))
     table = [(*row, row[-1] >= SIGNIFICANCE) for row in rows]
     return pl.DataFrame(table, schema=COLUMNS, orient="row")
+
+
+def holm(p_values_N: np.ndarray) -> np.ndarray:
+    """(N,) p-values adjusted for being N of them (Holm 1979); the smallest becomes N times as large."""
+    p = np.asarray(p_values_N, dtype=float)
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * (p.size - np.arange(p.size)))
+    out = np.empty_like(p)
+    out[order] = np.minimum(stepped, 1.0)
+    return out
+
+
+def _tests(
+    hits_RT: np.ndarray, level: float, seed: int, drawn_BRT: np.ndarray | None
+) -> dict[str, tuple[float, float]]:
+    """Statistic and p-value by test, under independent hits or under the joint ones drawn."""
+    is_ordered = hits_RT.shape[1] > 1
+    if drawn_BRT is None:
+        found = {"Kupiec": kupiec(hits_RT, level)}
+        if is_ordered:
+            found["Christoffersen independence"] = independence(hits_RT, seed)
+            found["Christoffersen conditional coverage"] = conditional_coverage(hits_RT, level, seed)
+        return found
+    p = 1.0 - level
+    covered = _coverage_ratio(drawn_BRT.sum(axis=(1, 2)), hits_RT.size, p)
+    statistic = float(_coverage_ratio(hits_RT.sum(), hits_RT.size, p))
+    found = {"Kupiec": (statistic, _tail_share(covered, statistic))}
+    if is_ordered:
+        ordered = _independence_ratio(_pairs(hits_RT))
+        random = stream(seed, "backtest", "months")
+        shuffled = [random.permutation(hits_RT, axis=1) for _ in range(N_SIMULATED)]
+        alone = np.array([_independence_ratio(_pairs(hits)) for hits in shuffled])
+        both = covered + np.array([_independence_ratio(_pairs(hits)) for hits in drawn_BRT])
+        found["Christoffersen independence"] = float(ordered), _tail_share(alone, float(ordered))
+        total = statistic + float(ordered)
+        found["Christoffersen conditional coverage"] = total, _tail_share(both, total)
+    return found
+
+
+def _joint_places(draws_RTS: np.ndarray, seed: int) -> np.ndarray:
+    """(B,R,T) transforms of worlds drawn from the forecast itself: one draw a month for all sequences."""
+    random = stream(seed, "backtest", "joint")
+    ordered = np.sort(draws_RTS, axis=-1)
+    n_sequences, n_months, n_draws = draws_RTS.shape
+    chosen = random.integers(0, n_draws, (N_SIMULATED, n_months))
+    out = np.empty((N_SIMULATED, n_sequences, n_months))
+    for row in range(n_sequences):
+        for month in range(n_months):
+            value, line = draws_RTS[row, month, chosen[:, month]], ordered[row, month]
+            below = np.searchsorted(line, value, side="left")
+            equal = np.searchsorted(line, value, side="right") - below
+            out[:, row, month] = (below + random.random(N_SIMULATED) * equal) / n_draws
+    return out
+
+
+def _uniform(where_RT: np.ndarray, null_BRT: np.ndarray | None) -> tuple[float, float]:
+    """Kolmogorov-Smirnov distance from uniform, and its p-value."""
+    if null_BRT is None:
+        found = stats.kstest(where_RT.ravel(), "uniform")
+        return float(found.statistic), float(found.pvalue)
+    distance = float(_distance(where_RT.reshape(1, -1))[0])
+    return distance, _tail_share(_distance(null_BRT.reshape(len(null_BRT), -1)), distance)
+
+
+def _distance(u_BN: np.ndarray) -> np.ndarray:
+    """(B,) largest gap between the share of values below u and u."""
+    ordered, n = np.sort(u_BN, axis=1), u_BN.shape[1]
+    above = np.arange(1, n + 1) / n - ordered
+    below = ordered - np.arange(n) / n
+    return np.maximum(above, below).max(axis=1)
 
 
 def _checked(level: float) -> float:

@@ -175,21 +175,20 @@ class MultinomialLogistic:
         return beta
 
     def probabilities(self, rows: ScoringRows) -> np.ndarray:
-        """(N,7).
+        """(N,7); evenly over all states where a state was never moved from in training.
 
         Raises:
-            ModelError: not fitted, or a state was never moved from in training.
+            ModelError: not fitted.
         """
         if self._scale is None:
             raise ModelError("fit comes first", expected="fit(rows)", got="an unfitted logistic")
         x = (design(rows)[:, self._used] - self._scale[0]) / self._scale[1]
         out = np.zeros((len(rows), N_STATES))
         for state in np.unique(rows.from_state):
-            if state not in self._weights:
-                raise ModelError(
-                    "a state never seen in training", expected=sorted(self._weights), got=int(state)
-                )
             at = rows.from_state == state
+            if state not in self._weights:
+                out[at] = 1.0 / N_STATES
+                continue
             logits = np.column_stack([np.ones(at.sum()), x[at]]) @ self._weights[state]
             logits -= logits.max(axis=1, keepdims=True)
             p = np.exp(logits)

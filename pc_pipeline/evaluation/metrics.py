@@ -63,6 +63,24 @@ def clustered_mean(values: np.ndarray, cluster: np.ndarray) -> Estimate:
     return Estimate(value=mean, se=float(se), n=len(values))
 
 
+def happened_over_expected(probability: np.ndarray, event: np.ndarray, cluster: np.ndarray) -> Estimate:
+    """How often an event happened over how often it was expected, (N,) each; the error clustered by loan.
+
+    A Poisson interval takes loan-months as independent; a few loans miss most months, so where a model does
+    not know which, the clustered error is the larger one.
+
+    Raises:
+        DataError: nothing was expected.
+    """
+    expected = float(probability.sum())
+    if expected <= 0:
+        raise DataError("nothing was expected", expected="a positive sum", got=expected)
+    excess = clustered_mean(event.astype(float) - probability, cluster)
+    return Estimate(
+        value=1.0 + excess.value * excess.n / expected, se=excess.se * excess.n / expected, n=excess.n
+    )
+
+
 def gap_closed(ours: np.ndarray, reference: np.ndarray, oracle: np.ndarray, cluster: np.ndarray) -> Estimate:
     """Share of the gap from reference to oracle that a model closes: 1 is the oracle, 0 the reference.
 

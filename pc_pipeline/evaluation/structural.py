@@ -9,6 +9,7 @@ market's wants to. Flexible models fitted to years of rising prices do not know 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +21,9 @@ from pc_pipeline.core.errors import DataError, ModelError
 
 OUTCOMES: Final = ("alive", "default", "payoff")
 SETS: Final = ("loan", "three macro", "structural")
-PENALTIES: Final = (0.003, 0.01, 0.03, 0.1)  # scikit-learn's C
+PENALTIES: Final = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)  # scikit-learn's C
+WEIGHING_YEARS: Final = 3
+_LEAST_WEIGHT: Final = 0.01
 _LTV_KINKS: Final = (80.0, 100.0)
 _INCENTIVE_KINKS: Final = (0.0, 2.0)
 _YEAR: Final = 4  # quarters
@@ -84,7 +87,15 @@ def covariates(rows: pl.DataFrame, which: str) -> np.ndarray:
 
 
 class StructuralHazard:
-    """Ridge multinomial logit of `OUTCOMES`; the penalty is chosen on the last year of the training rows.
+    """Ridge multinomial logit of `OUTCOMES`, averaged over penalties.
+
+    Each penalty weighs by how likely it made the last `WEIGHING_YEARS` years of the training rows, every year
+    forecast by a fit to the rows before it (prequential likelihood, Dawid 1984):
+
+        p = sum_k w_k p_k,    w_k proportional to exp(-sum of the forecasts' losses, nats)
+
+    One year alone, or the best penalty alone, decides by luck: penalties differ by .0002 nats a row where
+    years differ by .01.
 
     Args:
         which: covariates, one of `SETS`.
@@ -92,23 +103,33 @@ class StructuralHazard:
 
     def __init__(self, which: str) -> None:
         self.which = which
-        self.penalty = PENALTIES[0]
+        self.weights: dict[float, float] = {}
         self._filled = np.zeros(0)
         self._scaler: Any = None
-        self._logit: Any = None
+        self._logits: dict[float, Any] = {}
 
-    def fit(self, rows: pl.DataFrame) -> None:
-        """Choose the penalty, then fit on all rows."""
+    def fit(self, rows: pl.DataFrame, weights: Mapping[float, float] | None = None) -> None:
+        """Weigh the penalties unless weights are given, then fit on all rows."""
+        self.weights = dict(weights or self.forecast_weights(rows))
+        self._fit(rows, tuple(self.weights))
+
+    def forecast_weights(self, rows: pl.DataFrame) -> dict[float, float]:
+        """Penalty -> weight by its forecasts of the last years of some rows; those below 1 % are dropped."""
         time = rows["time"].to_numpy()
-        held = time > time.max() - _YEAR
-        losses = []
-        for penalty in PENALTIES:
-            self._fit(rows.filter(~held), penalty)
-            losses.append(float(self.losses(rows.filter(held)).mean()))
-        self.penalty = PENALTIES[int(np.argmin(losses))]
-        self._fit(rows, self.penalty)
+        totals = np.zeros(len(PENALTIES))
+        for back in range(WEIGHING_YEARS, 0, -1):
+            first = int(time.max()) + 1 - back * _YEAR
+            year = rows.filter((time >= first) & (time < first + _YEAR))
+            self._fit(rows.filter(time < first), PENALTIES)
+            happened = year["status_time"].to_numpy()
+            for place, penalty in enumerate(PENALTIES):
+                totals[place] += _nats(self._answers(year, penalty), happened).sum()
+        weights = np.exp(totals.min() - totals)
+        weights /= weights.sum()
+        weights[weights < _LEAST_WEIGHT] = 0.0
+        return {p: float(w / weights.sum()) for p, w in zip(PENALTIES, weights, strict=True) if w > 0}
 
-    def _fit(self, rows: pl.DataFrame, penalty: float) -> None:
+    def _fit(self, rows: pl.DataFrame, penalties: tuple[float, ...]) -> None:
         happened = rows["status_time"].to_numpy()
         if set(np.unique(happened)) != {0, 1, 2}:
             raise DataError("an outcome never happened", expected=OUTCOMES, got=sorted(set(happened)))
@@ -116,11 +137,18 @@ class StructuralHazard:
         self._filled = np.nan_to_num(np.nanmean(x, axis=0))
         self._scaler = StandardScaler()
         x = self._scaler.fit_transform(self._complete(x))
-        self._logit = LogisticRegression(C=penalty, max_iter=400).fit(x, happened)
+        self._logits = {
+            penalty: LogisticRegression(C=penalty, solver="newton-cholesky").fit(x, happened)
+            for penalty in penalties
+        }
 
     def _complete(self, x: np.ndarray) -> np.ndarray:
         missing = np.isnan(x)
         return np.column_stack([np.where(missing, self._filled, x), missing.astype(float)])
+
+    def _answers(self, rows: pl.DataFrame, penalty: float) -> np.ndarray:
+        x = self._scaler.transform(self._complete(covariates(rows, self.which)))
+        return self._logits[penalty].predict_proba(x)
 
     def probabilities(self, rows: pl.DataFrame) -> np.ndarray:
         """(N,3) of `OUTCOMES`.
@@ -128,12 +156,15 @@ class StructuralHazard:
         Raises:
             ModelError: not fitted.
         """
-        if self._logit is None:
+        if not self._logits:
             raise ModelError("fit comes first", expected="fit(rows)", got="an unfitted hazard")
-        return self._logit.predict_proba(self._scaler.transform(self._complete(covariates(rows, self.which))))
+        parts = [weight * self._answers(rows, penalty) for penalty, weight in self.weights.items()]
+        return np.sum(parts, axis=0)
 
     def losses(self, rows: pl.DataFrame) -> np.ndarray:
         """(N,) nats per loan-quarter."""
-        p = self.probabilities(rows)
-        happened = rows["status_time"].to_numpy()
-        return -np.log(np.maximum(p[np.arange(len(happened)), happened], 1e-12))
+        return _nats(self.probabilities(rows), rows["status_time"].to_numpy())
+
+
+def _nats(p: np.ndarray, happened: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(p[np.arange(len(happened)), happened], 1e-12))

@@ -1,7 +1,7 @@
-"""Macro paths that pass through given values: posterior sampling in the noise of a `MacroVAE`.
+"""Macro paths that pass through given values: posterior sampling in the noise of a decoder.
 
-Here: reading and judging conditions, choosing the scenario, drawing noise given the conditions. Not
-here: the network (`models.macro_vae`).
+Here: reading and judging conditions, choosing the scenario, drawing noise given the conditions; what this
+needs of a network (`NoiseDecoder`). Not here: the network (`models.macro_vae`), which imports this module.
 
 The scaled path y is a smooth function of standard normal noise e = (z, eps'). A draw of e is moved
 along the gradient of the conditioned values until they hit their targets (docs/methods/macro_vae.md,
@@ -18,16 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 
 from pc_pipeline.core.errors import ModelError
 from pc_pipeline.core.rng import derive_seed, stream
 from pc_pipeline.schemas.units import MACRO_NAMES, MACRO_SERIES, N_MACRO
-
-if TYPE_CHECKING:
-    from pc_pipeline.models.macro_vae import MacroVAE
 
 TOLERANCE: Final = 1e-4  # share of the series' range within which every condition is met
 PLAUSIBLE_SD: Final = 5.0  # furthest a single condition may lie from the model's mean
@@ -48,6 +45,44 @@ class Condition:
     def label(self) -> str:
         """Readable name."""
         return f"{MACRO_NAMES[self.series]} at month {self.month}"
+
+
+class NoiseDecoder(Protocol):
+    """Paths as a smooth function of standard normal noise: a latent (Z) and one shock a month (T, M)."""
+
+    config: Any  # with latent_dim and n_scenarios
+    shift_M: torch.Tensor
+    lower_M: torch.Tensor
+    upper_M: torch.Tensor
+
+    def check_length(self, seq_length: int) -> None:
+        """Raise ModelError for a number of months that cannot be decoded."""
+
+    def scenario_code(self, scenario: int | str) -> int:
+        """Code of a scenario given by code or name."""
+
+    def draw_noise(
+        self, seq_length: int, n_samples: int, *, seed: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(z (B, Z), noise (B, T, M)) of standard normals."""
+
+    def decode(
+        self,
+        z: torch.Tensor,
+        scenario: torch.Tensor,
+        noise: torch.Tensor,
+        *,
+        months: int | None = None,
+    ) -> torch.Tensor:
+        """Paths (B, T, M) in original units, differentiable; only the first `months`."""
+
+    def generate(
+        self, scenario: int | str, seq_length: int, n_samples: int, *, seed: int = 0
+    ) -> torch.Tensor:
+        """Paths (B, T, M) in original units."""
+
+    def open_up(self, x: torch.Tensor) -> torch.Tensor:
+        """Values in original units on the open scale."""
 
 
 def read_conditions(conditions: Mapping[str, Any], seq_length: int) -> list[Condition]:
@@ -90,7 +125,7 @@ def read_conditions(conditions: Mapping[str, Any], seq_length: int) -> list[Cond
 
 
 def sample_conditional(
-    model: MacroVAE,
+    model: NoiseDecoder,
     conditions: Mapping[str, Any],
     seq_length: int,
     n_samples: int,
@@ -114,7 +149,7 @@ def sample_conditional(
     """
     if n_samples < 1:
         raise ModelError("nothing to generate", expected="n_samples >= 1", got=n_samples)
-    model._check_length(seq_length)
+    model.check_length(seq_length)
     wanted = read_conditions(conditions, seq_length)
     codes = range(model.config.n_scenarios) if scenario is None else [model.scenario_code(scenario)]
     weights = _scenario_weights(model, wanted, list(codes), seq_length, seed)
@@ -134,7 +169,7 @@ def sample_conditional(
 
 
 def _meet(
-    model: MacroVAE,
+    model: NoiseDecoder,
     wanted: list[Condition],
     labels: torch.Tensor,
     start: torch.Tensor,
@@ -171,7 +206,7 @@ def _meet(
 
 
 def _scenario_weights(
-    model: MacroVAE, wanted: list[Condition], codes: list[int], seq_length: int, seed: int
+    model: NoiseDecoder, wanted: list[Condition], codes: list[int], seq_length: int, seed: int
 ) -> list[float]:
     """Posterior weight of each scenario from a Gaussian fitted to the opened values of a pilot sample.
 
@@ -216,14 +251,16 @@ def _scenario_weights(
     return [value / sum(raw) for value in raw]
 
 
-def _open_value(model: MacroVAE, condition: Condition) -> torch.Tensor:
+def _open_value(model: NoiseDecoder, condition: Condition) -> torch.Tensor:
     row = 0.5 * (model.lower_M + model.upper_M)
     row = row.clone()
     row[condition.series] = condition.value
     return model.open_up(row)[condition.series]
 
 
-def _range_in_units(model: MacroVAE, condition: Condition, mean: float, spread: float) -> tuple[float, float]:
+def _range_in_units(
+    model: NoiseDecoder, condition: Condition, mean: float, spread: float
+) -> tuple[float, float]:
     low, high = model.lower_M[condition.series], model.upper_M[condition.series]
     ends = [
         float(low + (high - low) / (1 + math.exp(-(mean + k * spread))))

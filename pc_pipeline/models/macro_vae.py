@@ -393,7 +393,7 @@ class MacroVAE(nn.Module):
             ModelError: unknown scenario, length or count out of range, initial values out of bounds.
         """
         code = self.scenario_code(scenario)
-        self._check_length(seq_length)
+        self.check_length(seq_length)
         if bool(self.is_trained_S.any()) and not bool(self.is_trained_S[code]):
             known = [
                 name
@@ -511,7 +511,8 @@ class MacroVAE(nn.Module):
 
     # ---- checks -----------------------------------------------------------------------------
 
-    def _check_length(self, seq_length: int) -> None:
+    def check_length(self, seq_length: int) -> None:
+        """Raise ModelError for a number of months that cannot be decoded."""
         if not 1 <= seq_length <= self.config.max_length:
             raise ModelError(
                 "path length out of range", expected=f"1..{self.config.max_length}", got=seq_length

@@ -15,6 +15,7 @@ is halved; where nothing is left, the models come back unchanged.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +76,7 @@ from pc_pipeline.training.transitions import (
     transition_data,
 )
 
+LOG: Final = logging.getLogger("pc_pipeline.training")
 GUARD: Final = 0.01  # largest relative worsening of a component's log-loss
 SKILL_GUARD: Final = 0.01  # and of its gain on the mean rows of its class, which is a small part of the loss
 SHORTER: Final = (1.0, 0.5, 0.25, 0.125)  # shares of the way from the start that are tried
@@ -168,11 +170,15 @@ class EndToEndTrainer:
             The loop's history and: 'before', 'after' (component log-losses on held-out rows, portfolio gaps,
             loss rates), 'is_changed', 'step' (share of the way that was kept, 0 for none), 'class_rows_loss'
             (the mean rows' log-losses), 'horizon_months', 'loss_rate_history', 'loss_rate_target', 'notes'.
+            A history without any loss has nothing to match: the models come back as they are, and 'notes' and
+            'fallback' ('components') say so.
 
         Raises:
             DataError: tables that do not fit; ModelError: a scenario the VAE does not know.
         """
         data = self._read(loans_df, panel_df, macro_data, transitions)
+        if target_loss_rate is None and not data.history.loss_rate > 0:
+            return self._without_losses(data)
         targets = make_targets(data.history, self.aggregator.apply_waterfall, target_loss_rate)
         start = {name: value.clone() for name, value in self.models.state_dict().items()}
         before = self._measure(data, targets)
@@ -201,6 +207,26 @@ class EndToEndTrainer:
             "loss_rate_history": data.history.loss_rate,
             "loss_rate_target": targets.loss_rate,
             "notes": data.notes,
+        }
+
+    def _without_losses(self, data: _Data) -> dict[str, Any]:
+        """The record of a run that had no loss to match and moved nothing."""
+        note = "no loan of the history lost anything: the models were not fine-tuned to the portfolio"
+        LOG.warning(note)
+        losses = self._component_losses(data)[0]
+        self.models.eval()
+        return {
+            "data_fingerprint": data_fingerprint(data.trajectory.features, data.trajectory.states),
+            "before": losses,
+            "after": losses,
+            "is_changed": False,
+            "step": 0.0,
+            "class_rows_loss": data.plain_losses,
+            "horizon_months": data.problem.months,
+            "loss_rate_history": 0.0,
+            "loss_rate_target": 0.0,
+            "fallback": "components",
+            "notes": [*data.notes, note],
         }
 
     # ---- data -------------------------------------------------------------------------------
@@ -322,13 +348,25 @@ class EndToEndTrainer:
     # ---- measuring --------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _measure(self, data: _Data, targets: Targets) -> dict[str, float]:
-        """Component log-losses on held-out rows, portfolio gaps; rows and noise are fixed."""
+    def _component_losses(self, data: _Data) -> tuple[dict[str, float], torch.Generator]:
+        """Log-losses on held-out rows, and the fixed noise after them."""
         self.models.eval()
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "joint_model", "check"))
         which = data.held_loans[_some(len(data.held_loans), _CHECK_LOANS, generator)]
         some_moves = _some(len(data.held_moves), _CHECK_MOVES, generator)
         state, value = batch_losses(self.trajectory, self._with_rows(data, which), generator)
+        losses = {
+            "macro_loss": float(self.vae.loss(data.macro[data.held_paths], data.labels[data.held_paths])),
+            "transition_loss": log_loss(self.transitions, data.held_moves.take(some_moves)),
+            "trajectory_loss": float(state.double().mean()),
+            "value_loss": float(value),
+        }
+        return losses, generator
+
+    @torch.no_grad()
+    def _measure(self, data: _Data, targets: Targets) -> dict[str, float]:
+        """Component log-losses on held-out rows, portfolio gaps; rows and noise are fixed."""
+        components, generator = self._component_losses(data)
         cash, index, scenario = self._model_cash(data, generator)
         gaps = portfolio_gaps(
             cash, scenario, tranche_returns(self.aggregator.apply_waterfall, cash, index), targets
@@ -339,10 +377,7 @@ class EndToEndTrainer:
             for k, name in enumerate(data.history.scenarios)
         }
         return {
-            "macro_loss": float(self.vae.loss(data.macro[data.held_paths], data.labels[data.held_paths])),
-            "transition_loss": log_loss(self.transitions, data.held_moves.take(some_moves)),
-            "trajectory_loss": float(state.double().mean()),
-            "value_loss": float(value),
+            **components,
             "portfolio_loss": float(portfolio_loss(gaps)),
             "loss_rate": float(losses.mean()),
             **{f"gap_{name}": float(gap) for name, gap in gaps.items()},

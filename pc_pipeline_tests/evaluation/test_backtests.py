@@ -9,9 +9,12 @@ from scipy import stats
 from pc_pipeline.core.errors import DataError
 from pc_pipeline.evaluation.backtests import (
     SIGNIFICANCE,
+    _joint_places,
+    _uniform,
     backtest,
     conditional_coverage,
     exceptions,
+    holm,
     independence,
     kupiec,
     transform,
@@ -100,3 +103,38 @@ def test_forecasts_that_do_not_fit_are_refused() -> None:
         transform(np.array([np.nan]), np.zeros((1, 10)))
     with pytest.raises(DataError, match="probability"):
         kupiec(np.zeros(5, dtype=bool), 95.0)
+
+
+def shared_shock(random: np.random.Generator, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of 4 sub-pools over 18 months under one log-normal shock a month, and draws of that law."""
+    rate = 40 * np.exp(0.3 * random.normal(size=18))
+    rates = 40 * np.exp(0.3 * random.normal(size=(18, draws)))
+    return random.poisson(rate, (4, 18)), random.poisson(rates, (4, 18, draws))
+
+
+def test_sequences_under_one_shock_are_tested_as_one_world() -> None:
+    """The right law, 60 records: taken as independent it fails far too often, taken jointly about 1 in 20."""
+    random = np.random.default_rng(3)
+    rejected = np.zeros(2)
+    for seed in range(60):
+        realised, draws = shared_shock(random, 200)
+        for place, are_joint in enumerate((False, True)):
+            where = transform(realised.ravel(), draws.reshape(72, -1), seed).reshape(4, 18)
+            null = _joint_places(draws, seed)[:300] if are_joint else None
+            rejected[place] += _uniform(where, null)[1] < SIGNIFICANCE
+    assert rejected[0] / 60 > 0.2
+    assert rejected[1] / 60 <= SIGNIFICANCE + 3 * np.sqrt(0.05 * 0.95 / 60)
+
+
+def test_a_joint_backtest_still_catches_a_law_too_narrow() -> None:
+    realised, draws = shared_shock(np.random.default_rng(4), 300)
+    assert backtest(realised, draws, (0.95,), are_joint=True)["passed"].all()
+    flat = np.random.default_rng(5).poisson(40, draws.shape)
+    found = backtest(realised, flat, (0.95,), are_joint=True)
+    assert not found.filter(found["test"] == "uniform transform")["passed"].item()
+
+
+def test_holm_by_hand() -> None:
+    """Sorted .01, .02, .04 times 3, 2, 1: .03, .04, .04; never above 1, never out of order."""
+    assert holm(np.array([0.04, 0.01, 0.02])) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm(np.array([0.9, 0.8])) == pytest.approx([1.0, 1.0])

@@ -11,6 +11,7 @@ from pc_pipeline.evaluation.metrics import (
     calibration_slope,
     clustered_mean,
     gap_closed,
+    happened_over_expected,
     log_losses,
 )
 
@@ -71,3 +72,16 @@ def test_what_does_not_fit_is_refused() -> None:
         log_losses(np.full((2, 2), 0.5), np.array([0]))
     with pytest.raises(DataError, match="average"):
         clustered_mean(np.empty(0), np.empty(0))
+
+
+def test_happened_over_expected_by_hand_and_wider_when_a_few_loans_miss_every_month() -> None:
+    """Two loans of two months at one half: 3 of 2 expected; excesses 1 and 0 by loan."""
+    p, cluster = np.full(4, 0.5), np.array([0, 0, 1, 1])
+    found = happened_over_expected(p, np.array([1, 1, 1, 0]), cluster)
+    assert found.value == pytest.approx(1.5)
+    assert found.se == pytest.approx(np.sqrt(2 * (0.5**2 + 0.5**2)) / 2)
+    steady = np.repeat(np.arange(50) < 5, 20)
+    clustered = happened_over_expected(np.full(1000, 0.1), steady, np.repeat(np.arange(50), 20))
+    assert clustered.se > 3 / np.sqrt(100)
+    with pytest.raises(DataError, match="nothing was expected"):
+        happened_over_expected(np.zeros(2), np.zeros(2), np.arange(2))

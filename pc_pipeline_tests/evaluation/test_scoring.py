@@ -7,7 +7,12 @@ import polars as pl
 import pytest
 
 from pc_pipeline.core.errors import DataError, ModelError
-from pc_pipeline.evaluation.challengers import REFERENCE, MultinomialLogistic, standard_challengers
+from pc_pipeline.evaluation.challengers import (
+    REFERENCE,
+    LogisticConfig,
+    MultinomialLogistic,
+    standard_challengers,
+)
 from pc_pipeline.evaluation.rows import ScoringRows, scoring_rows
 from pc_pipeline.evaluation.scoring import score, scoring_table
 from pc_pipeline.loans.oracle import OracleRows, oracle_rows
@@ -15,6 +20,7 @@ from pc_pipeline.loans.tape_generator import LoanTapeGenerator
 from pc_pipeline.loans.trajectories import Trajectories, prepare_trajectories
 from pc_pipeline.models.markov import MarkovTransitionModel
 from pc_pipeline.scenarios.generator import MacroScenarioGenerator, macro_table
+from pc_pipeline.schemas.states import LoanState
 from pc_pipeline.training.trajectories import held_out, move_probabilities
 
 
@@ -100,3 +106,16 @@ def test_what_does_not_fit_is_refused(world) -> None:
         scoring_table(test, training=training, models={"short": np.full((3, 7), 1 / 7)})
     with pytest.raises(ModelError, match="fit comes first"):
         MultinomialLogistic().probabilities(test)
+
+
+def test_a_state_that_training_never_left_is_answered_evenly(world) -> None:
+    """A young pool has no 90dpd months to learn from; the rivals still answer."""
+    rows, _, _ = split(world[0])
+    early = rows.take(rows.from_state < LoanState.dpd90)
+    model = MultinomialLogistic(LogisticConfig(ridges=(100.0,), steps=2))
+    model.fit(early)
+    p = model.probabilities(rows)
+    unseen = rows.from_state == LoanState.dpd90
+    assert unseen.any()
+    assert np.allclose(p[unseen], 1 / 7)
+    assert np.allclose(p.sum(axis=1), 1.0)

@@ -300,3 +300,22 @@ def test_fine_tuning_twice_gives_the_same_numbers() -> None:
     )
     assert first["loss"] == second["loss"]
     assert first["after"] == second["after"]
+
+
+def test_a_history_without_a_loss_leaves_the_models_as_they_are_and_says_so() -> None:
+    """A young pool: nobody was ever late. Nothing to match is no reason to stop, nor to learn nonsense."""
+    loans, panel, macro = tables()
+    late = panel.filter(pl.col("loan_state").is_between(LoanState.dpd30, LoanState.default))
+    never = ~pl.col("loan_id").is_in(late["loan_id"].unique().to_list())
+    calm_loans, calm = loans.filter(never), panel.filter(never)
+    fitted = trainer()
+    before = {name: value.clone() for name, value in fitted.models.state_dict().items()}
+    history = fitted.fit(calm_loans, calm, None, epochs=1, macro_data=macro)
+    assert not history["is_changed"]
+    assert history["fallback"] == "components"
+    assert "lost anything" in history["notes"][-1]
+    assert np.isfinite(list(history["before"].values())).all()
+    for name, value in fitted.models.state_dict().items():
+        assert torch.equal(value, before[name])
+    # A loss rate that is asked for can still be matched.
+    assert trainer().fit(calm_loans, calm, 0.01, epochs=1, macro_data=macro)["loss_rate_target"] == 0.01

@@ -20,7 +20,12 @@ from pc_pipeline.engines.fidelity.table import Request, figure, figures
 from pc_pipeline.engines.stages.learning import train_loan_trajectory, train_transition_transformer
 from pc_pipeline.engines.stages.scoring import is_held_out, learning_rows
 from pc_pipeline.evaluation.challengers import standard_challengers
-from pc_pipeline.evaluation.metrics import calibration_slope, clustered_mean, log_losses
+from pc_pipeline.evaluation.metrics import (
+    calibration_slope,
+    clustered_mean,
+    happened_over_expected,
+    log_losses,
+)
 from pc_pipeline.evaluation.rows import ScoringRows, scoring_rows
 from pc_pipeline.loans.ingest.read import read_tape
 from pc_pipeline.loans.trajectories import Trajectories, prepare_trajectories
@@ -84,7 +89,7 @@ def _split(
     for rival in standard_challengers(RIVAL_ROWS):
         rival.fit(training)
         answers[rival.name] = rival.probabilities(rows)
-    return [*_losses(answers, rows, name), *_calibration(answers["loan network"], rows, name)]
+    return [*_losses(answers, rows, name), *_calibration(answers, rows, name)]
 
 
 def _judged_rows(judged: Trajectories, loans: pl.DataFrame, name: str) -> tuple[ScoringRows, np.ndarray]:
@@ -133,7 +138,8 @@ def _losses(answers: dict[str, np.ndarray], rows: ScoringRows, split: str) -> li
     return found
 
 
-def _calibration(p: np.ndarray, rows: ScoringRows, split: str) -> list[dict[str, Any]]:
+def _calibration(answers: dict[str, np.ndarray], rows: ScoringRows, split: str) -> list[dict[str, Any]]:
+    p = answers["loan network"]
     performing = rows.from_state == LoanState.performing
     missed = (rows.happened >= LoanState.dpd30) & (rows.happened <= LoanState.default)
     chance = p[:, LoanState.dpd30 : LoanState.prepaid].sum(axis=1)
@@ -152,6 +158,8 @@ def _calibration(p: np.ndarray, rows: ScoringRows, split: str) -> list[dict[str,
     for state in _COUNTED:
         expected, happened = float(p[:, state].sum()), int((rows.happened == state).sum())
         low, high = stats.poisson.interval(0.95, max(expected, 1e-9))
+        ratio = happened_over_expected(p[:, state], rows.happened == state, rows.cluster)
+        rival = float(answers[_TREES][:, state].sum())
         found.append(
             figure(
                 SECTION,
@@ -161,7 +169,8 @@ def _calibration(p: np.ndarray, rows: ScoringRows, split: str) -> list[dict[str,
                 high=high / max(expected, 1e-9),
                 goal="within the Poisson interval of 1",
                 passed=bool(low <= happened <= high),
-                note=f"{happened} happened, {expected:,.1f} expected",
+                note=f"{happened} happened, {expected:,.1f} expected; by loan +- {1.96 * ratio.se:.3f}; "
+                f"{_TREES} expected {rival:,.1f}",
             )
         )
     return found

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
+from scipy import special
 
 from pc_pipeline.core.rng import stream
 from pc_pipeline.engines.fidelity.table import figure
@@ -64,6 +65,7 @@ def monthly_forecasts(
     sequence: np.ndarray | None = None,
     first_month: int | None = None,
     event: int = LoanState.default,
+    shocks_TS: np.ndarray | None = None,
 ) -> tuple[Forecasts, Forecasts]:
     """((realised (R, T), draws (R, T, S)) of event counts, the same of losses in currency).
 
@@ -71,7 +73,7 @@ def monthly_forecasts(
         judged: histories. chances: (N, 7) one month ahead, in the order of `judged.mask`.
         severities: observed ones by class. sequence: (H,) which sequence a history belongs to; None: its
             macro path. first_month: calendar month index to begin at; None is `FIRST_MONTH` after the first.
-        event: state whose entry is counted.
+        event: state whose entry is counted. shocks_TS: (T, N_DRAWS) log-odds that all loans of a month share.
     """
     history, month = np.nonzero(judged.mask)
     calendar = judged.start_month[history] + month
@@ -93,8 +95,12 @@ def monthly_forecasts(
     counts, losses = (np.zeros((shape[0] * shape[1], N_DRAWS)) for _ in range(2))
     random = stream(seed, "fidelity", "monthly")
     order = np.argsort(cell, kind="stable")
+    logit = special.logit(chance)
     for rows in np.split(order, np.flatnonzero(np.diff(cell[order])) + 1):
-        hit = random.random((len(rows), N_DRAWS)) < chance[rows, None]
+        moved = chance[rows, None]
+        if shocks_TS is not None:
+            moved = special.expit(logit[rows, None] + shocks_TS[calendar[rows[0]] - start])
+        hit = random.random((len(rows), N_DRAWS)) < moved
         counts[cell[rows[0]]] = hit.sum(axis=0)
         loan, draw = np.nonzero(hit)
         if len(loan):

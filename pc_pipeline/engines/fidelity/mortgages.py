@@ -37,10 +37,11 @@ def measure(request: Request) -> pl.DataFrame:
         model = StructuralHazard(which)
         model.fit(rows.filter(pl.col("time") < FIRST_QUARTER))
         losses[which] = model.losses(judged)
-        found.append(_loss_row(f"log-loss to 2007, {which}", losses[which], cluster, which == "structural"))
+        label = f"log-loss to 2007, {which}"
+        found.append(_loss_row(label, losses[which], cluster, which == "structural", model.weights))
         if which == "structural":
             found += _counts(model.probabilities(judged), judged)
-        found.append(_loss_row(f"log-loss refitted yearly, {which}", *_refitted(rows, which), False))
+        found.append(_loss_row(f"log-loss refitted yearly, {which}", *_refitted(rows, model)))
     gain = clustered_mean(losses["three macro"] - losses["structural"], cluster)
     found.append(
         figure(
@@ -56,20 +57,23 @@ def measure(request: Request) -> pl.DataFrame:
     return figures(found)
 
 
-def _refitted(rows: pl.DataFrame, which: str) -> tuple[np.ndarray, np.ndarray]:
-    """Losses and loans of 2008-10, each year by a model that knows the years before it."""
+def _refitted(rows: pl.DataFrame, chosen: StructuralHazard) -> tuple[Any, ...]:
+    """Losses and loans of 2008-10, each year by a model that knows the years before it; weights as chosen."""
     losses, cluster = [], []
     for first in range(FIRST_QUARTER, LAST_QUARTER + 1, YEAR):
-        model = StructuralHazard(which)
-        model.fit(rows.filter(pl.col("time") < first))
+        model = StructuralHazard(chosen.which)
+        model.fit(rows.filter(pl.col("time") < first), chosen.weights)
         year = rows.filter(pl.col("time").is_between(first, min(first + YEAR - 1, LAST_QUARTER)))
         losses.append(model.losses(year))
         cluster.append(year["id"].to_numpy())
-    return np.concatenate(losses), np.concatenate(cluster)
+    return np.concatenate(losses), np.concatenate(cluster), False, chosen.weights
 
 
-def _loss_row(name: str, losses: np.ndarray, cluster: np.ndarray, is_goal: bool) -> dict[str, Any]:
+def _loss_row(
+    name: str, losses: np.ndarray, cluster: np.ndarray, is_goal: bool, weights: dict[float, float]
+) -> dict[str, Any]:
     mean = clustered_mean(losses, cluster)
+    told = ", ".join(f"C {penalty:g} {weight:.0%}" for penalty, weight in weights.items())
     return figure(
         SECTION,
         name,
@@ -78,7 +82,7 @@ def _loss_row(name: str, losses: np.ndarray, cluster: np.ndarray, is_goal: bool)
         high=mean.value + 1.96 * mean.se,
         goal=f"<= {GOAL}" if is_goal else "",
         passed=mean.value <= GOAL if is_goal else None,
-        note=f"{len(losses)} loan-quarters",
+        note=f"{len(losses)} loan-quarters; weights by forecasts of 2005-07: {told}",
     )
 
 

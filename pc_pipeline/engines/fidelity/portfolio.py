@@ -162,7 +162,8 @@ def _loss_rows(chain: Chain, lived: list[LivedPool]) -> list[dict[str, object]]:
         chosen = np.ones(len(of), bool) if name == "all scenarios" else of == name
         if not chosen.any() or realised[chosen].sum() <= 0:
             continue
-        ratio, low, high = _ratio(expected[chosen], realised[chosen], chain.recipe.seed)
+        path = np.array([one.path for one in lived])[chosen]
+        ratio, low, high = _ratio(expected[chosen], realised[chosen], path, chain.recipe.seed)
         rows.append(
             figure(
                 SECTION,
@@ -179,11 +180,16 @@ def _loss_rows(chain: Chain, lived: list[LivedPool]) -> list[dict[str, object]]:
     return rows
 
 
-def _ratio(expected: np.ndarray, realised: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """Ratio of sums with a 95 % bootstrap interval over paths."""
-    draw = stream(seed, "fidelity", "ratio").integers(0, len(realised), (_BOOTSTRAP, len(realised)))
-    sums = realised[draw].sum(1)
-    ratios = expected[draw].sum(1)[sums > 0] / sums[sums > 0]
+def _ratio(
+    expected: np.ndarray, realised: np.ndarray, path: np.ndarray, seed: int
+) -> tuple[float, float, float]:
+    """Ratio of sums, with a 95 % bootstrap over path numbers: a path's scenarios share their shocks."""
+    _, place = np.unique(path, return_inverse=True)
+    totals = [np.bincount(place, weights=values) for values in (expected, realised)]
+    count = len(totals[0])
+    draw = stream(seed, "fidelity", "ratio").integers(0, count, (_BOOTSTRAP, count))
+    sums = totals[1][draw].sum(1)
+    ratios = totals[0][draw].sum(1)[sums > 0] / sums[sums > 0]
     low, high = np.quantile(ratios, [0.025, 0.975])
     return float(expected.sum() / realised.sum()), float(low), float(high)
 
