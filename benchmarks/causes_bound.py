@@ -5,19 +5,20 @@
 A loan's own effect can only be inferred from its history. The exact law with that effect integrated out,
 given the moves before each month (Bayes, 15 Gauss-Hermite nodes), is the best forecast there can be for
 somebody who knows everything else. The effects of (class, vintage) and of industry x region are estimated
-from the training loans: the law is also run with each replaced by its posterior mean given as much information
-as the recipe's training loans hold (Fisher information of the test rows, scaled). Rows that begin delinquent
-are told apart.
+from the training loans: the law is also run with each replaced by its posterior mean given as much
+information as the recipe's training loans hold (Fisher information of the test rows, scaled). Rows that begin
+delinquent are told apart.
 
 With --models (a folder of models trained on the recipe's pool, e.g. data/models/joint_model) the same rows
-are scored by the loan network, and the log-odds of moves by which it differs from the truth are laid along the
-parts of the true index: what share of the weighted square each part explains, one after the other.
+are scored by the loan network, and the log-odds of moves by which it differs from the truth are laid along
+the parts of the true index: what share of the weighted square each part explains, one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,7 @@ def filtered(world: World, change: Effects) -> np.ndarray:
     happened, history = world.rows.happened, world.rows.history
     chance = np.empty((len(happened), N_NODES))
     for column, node in enumerate(nodes):
-        p = law(world, lambda effects, node=node: _with(change(effects), _I, node))
+        p = law(world, functools.partial(_with_own, change, float(node)))
         chance[:, column] = p[np.arange(len(happened)), happened]
     logs = np.log(np.maximum(chance, 1e-300))
     total = np.cumsum(logs, axis=0) - logs  # of the moves before, all histories in one line
@@ -184,6 +185,10 @@ def estimated(world: World, p: np.ndarray, train_loans: int) -> Effects:
         shrink[:, column] = (known / (1 + known))[place]
         noise[:, column] = (random.standard_normal(len(known)) / np.sqrt(np.maximum(known, 1e-9)))[place]
     return lambda effects: shrink * (effects + noise)
+
+
+def _with_own(change: Effects, value: float, effects: np.ndarray) -> np.ndarray:
+    return _with(change(effects), _I, value)
 
 
 def _with(effects: np.ndarray, column: int, value: float) -> np.ndarray:
