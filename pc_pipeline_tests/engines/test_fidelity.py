@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import types
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,16 @@ import pytest
 import torch
 
 from pc_pipeline.core.errors import ConfigError, DataError
+from pc_pipeline.core.periods import month_index
 from pc_pipeline.engines.fidelity import run
-from pc_pipeline.engines.fidelity.backtests import continued_paths
+from pc_pipeline.engines.fidelity.auto_record import COHORT, HALF_YEAR, NETWORK, HalfYear, record_rows
+from pc_pipeline.engines.fidelity.backtests import continued_paths, together
+from pc_pipeline.engines.fidelity.chain import Chain
 from pc_pipeline.engines.fidelity.forecasts import monthly_forecasts, observed_severities
+from pc_pipeline.engines.fidelity.portfolio import lived_pools
 from pc_pipeline.engines.fidelity.run import Plan, Section, measure_section, page, section_digest
 from pc_pipeline.engines.fidelity.table import Request, as_markdown, figure, figures
+from pc_pipeline.engines.stages.scoring import ScoringSet
 from pc_pipeline.evaluation.backtests import backtest
 from pc_pipeline.loans.oracle import oracle_rows
 from pc_pipeline.loans.panel_generator import LoanBook
@@ -150,3 +156,95 @@ def test_a_path_goes_on_from_where_it_stands() -> None:
         past, _ = vae.innovations(torch.from_numpy(path[None]).float(), torch.tensor([1]))
         back = vae.to_units(vae.roll(past, torch.tensor([1])))[0].double().numpy()
     assert np.allclose(back, path, atol=1e-3 * np.abs(path).max(0))
+
+
+def test_later_vintages_are_neither_in_the_pool_nor_in_its_losses() -> None:
+    """Two years of vintages, judged after one: half the loans have not come in, and lose nothing here."""
+    macro = macro_table(
+        MacroScenarioGenerator(40, start_date="2020-01-01", random_seed=2), "severely_adverse", 2
+    )
+    tape = LoanTapeGenerator(n_loans=400, n_months=40, n_vintages=24, start_date="2020-01-01", random_seed=2)
+    book = tape.generate_scenario(macro)
+    test = ScoringSet(panel=book.panel, loans=book.loans, macro=macro)
+    blank = pl.DataFrame()
+    chain = Chain(
+        macro=macro,
+        tape=book.loans,
+        panel=book.panel,
+        pool=blank,
+        components={},
+        models={},
+        test=test,
+        recipe=tiny(),
+    )
+    pools = lived_pools(chain, 12)
+    assert len(pools) == 2
+    everyone = float(book.panel["loss_amount"].sum())
+    early = book.loans.filter(pl.col("vintage_month") <= pl.date(2020, 12, 1))["loan_id"]
+    losses = book.panel.filter(
+        pl.col("loan_id").is_in(early.to_list()) & (pl.col("reporting_month") > pl.date(2020, 12, 1))
+    )
+    unpaid = losses.filter(
+        pl.col("reporting_month") == losses["reporting_month"].max(), pl.col("loan_state") == 3
+    )
+    assert sum(pool.pool.height for pool in pools) < 0.6 * book.loans.height
+    realised = sum(pool.realised for pool in pools)
+    assert float(losses["loss_amount"].sum()) <= realised < 0.8 * everyone
+    assert realised <= float(losses["loss_amount"].sum()) + float(unpaid["outstanding_balance"].sum())
+
+
+def test_a_record_of_half_years_takes_the_level_that_was_right_and_widens_the_law() -> None:
+    """A network twice too high, a cohort that is right, months that stray together by a fifth."""
+    random = np.random.default_rng(0)
+    parts = []
+    for number, origin in enumerate(
+        (date(2018, 6, 1), date(2018, 12, 1), date(2019, 6, 1), date(2019, 12, 1))
+    ):
+        parts.append(made_half_year(random, origin, number))
+    rows = {row["figure"]: row for row in record_rows(parts, seed=1)}
+    ratio = rows["real auto, expected / realised 30dpd"]
+    assert 0.8 < ratio["value"] < 1.25
+    assert ratio["low"] < 1 < ratio["high"]
+    note = rows["real auto, 2019-12, expected / realised 30dpd"]["note"]
+    assert "level of the cohort" in note
+    assert rows["real auto, monthly 30dpd, VaR: uniform transform, p-value"]["value"] > 0.01
+
+
+def made_half_year(random: np.random.Generator, origin: date) -> HalfYear:
+    """400 loans that miss with 10 % a month, times a shock of the month; nothing defaults but by 1 %."""
+    n_loans, months = 400, HALF_YEAR
+    shock = np.exp(0.2 * random.normal(size=months))
+    draw = random.random((n_loans, months))
+    states = np.where(draw < 0.1 * shock, 1, np.where(draw > 0.99, 4, 0)).astype(np.int8)
+    first = month_index(origin) + 1
+    judged = types.SimpleNamespace(
+        mask=np.ones((n_loans, months), dtype=bool),
+        start_month=np.full(n_loans, first),
+        states=states,
+        initial_balance=np.full(n_loans, 100.0),
+        balances=np.full((n_loans, months), 100.0),
+        losses=np.where(states == 4, 50.0, 0.0),
+        features=np.tile(np.eye(24)[0], (n_loans, 1)),
+        loan_row=np.arange(n_loans),
+    )
+    right = np.tile([0.89, 0.1, 0.0, 0.0, 0.01, 0.0, 0.0], (n_loans * months, 1))
+    high = np.tile([0.79, 0.2, 0.0, 0.0, 0.01, 0.0, 0.0], (n_loans * months, 1))
+    return HalfYear(
+        origin=origin,
+        judged=judged,  # type: ignore[arg-type]
+        ahead=np.ones(n_loans * months, dtype=bool),
+        chances={NETWORK: high, COHORT: right},
+        happened=states.ravel().astype(np.int64),
+        from_state=np.zeros(n_loans * months, dtype=np.int64),
+        month=np.tile(first + np.arange(months), n_loans),
+        severities=[np.array([0.5])] * 4,
+    )
+
+
+def test_all_tests_together_are_judged_by_holm() -> None:
+    rows = [figure("backtests", f"{name}, p-value", p) for name, p in (("a", 0.02), ("b", 0.5), ("c", 0.9))]
+    (row,) = together([*rows, figure("backtests", "a ratio", 0.001)])
+    assert row["value"] == pytest.approx(0.06)
+    assert row["passed"]
+    assert "3 tests, 1 below 0.05" in row["note"]
+    assert together([]) == []

@@ -2,9 +2,10 @@
 
 Here: `measure`. Not here: the trained chain (`chain`), VaR backtests (`backtests`).
 
-Fresh loans of the generated world, on macro paths that no training has seen, are taken as they stand at month
-`CUT_OFF`; the compiled models simulate them along the path they then lived through. So the figure is of the
-loan models and the ledger, free of luck in the macro path; loans' own luck stays, and makes the interval.
+Fresh loans of the generated world, on macro paths that no training has seen, are taken as they stand when
+all have come in; the compiled models simulate them along the path they then lived through. So the figure is
+of the loan models and the ledger, free of luck in the macro path; loans' own luck stays, and makes the
+interval.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pc_pipeline.simulation.monte_carlo import SimulationConfig
 from pc_pipeline.training.joint import GUARD
 
 SECTION: Final = "portfolio"
-CUT_OFF: Final = 12  # months after the first vintage: every loan has come in by then
+CUT_OFF: Final = 12  # months after the first vintage; later where vintages go on coming in
 REPEATS: Final = 32  # simulations along each lived path
 LARGEST_STAGE: Final = 1000  # paths per scenario of the order of scenarios
 WITHIN: Final = 0.10
@@ -65,7 +66,8 @@ class LivedPool:
 def measure(request: Request) -> pl.DataFrame:
     """All figures of the section."""
     chain = trained_chain(request)
-    lived = lived_pools(dataclasses.replace(chain, test=_large_test(chain)), CUT_OFF)
+    cut_off = max(CUT_OFF, chain.recipe.tape.n_vintages)
+    lived = lived_pools(dataclasses.replace(chain, test=_large_test(chain)), cut_off)
     rows = [*_loss_rows(chain, lived), *_order_rows(chain), *_joint_rows(chain)]
     return figures(rows)
 
@@ -86,7 +88,10 @@ def _large_test(chain: Chain) -> ScoringSet:
 
 
 def lived_pools(chain: Chain, cut_off: int, n_months: int | None = None) -> list[LivedPool]:
-    """The fresh loans of every (scenario, macro path), as they stand `cut_off` months in."""
+    """The fresh loans of every (scenario, macro path), as they stand `cut_off` months in.
+
+    Loans of later vintages are in neither the pool nor its losses.
+    """
     test, paths = chain.test, macro_paths(chain.test.macro)
     as_of = month_from_index(paths.start_month + cut_off - 1)
     last = paths.n_months if n_months is None else cut_off + n_months
@@ -101,7 +106,8 @@ def lived_pools(chain: Chain, cut_off: int, n_months: int | None = None) -> list
         pool = pool_snapshot(loans, panel, as_of=as_of)
         if pool.is_empty():
             continue
-        after = panel.filter((place >= cut_off) & (place < last))
+        ours = pl.col("loan_id").is_in(pool["loan_id"].to_list())
+        after = panel.filter(ours & (place >= cut_off) & (place < last))
         unpaid = after.filter((place == last - 1) & (pl.col("loan_state") == LoanState.dpd90))
         share = pl.col("asset_class").replace_strict(severity, return_dtype=pl.Float64)
         lost = float(after["loss_amount"].sum())
