@@ -90,7 +90,7 @@ def sensitivity_heat_map(macro: pl.DataFrame, target: str) -> Figure:
     names = [name for name in MACRO_NAMES if name in rows["series"].to_list()]
     grid = np.stack([rows.filter(pl.col("series") == name)["per_sd"].to_numpy() for name in names]) * 1e4
     limit = float(np.abs(grid).max()) or 1.0
-    figure = blank(WIDE[0], 3.0)
+    figure = blank(WIDE[0] + 0.6, 2.8)
     axes = figure.subplots()
     mesh = axes.pcolormesh(
         np.arange(grid.shape[1] + 1), np.arange(len(names) + 1), grid, cmap="RdBu_r", vmin=-limit, vmax=limit

@@ -25,6 +25,7 @@ def render_html(
     *,
     title: str = "Credit portfolio report",
     figures: Sequence[tuple[str, Figure]] = (),
+    findings: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The page as text; see `write_html`."""
     environment = Environment(
@@ -34,7 +35,7 @@ def render_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = build_page(as_polars(frames), notes, title=title, figures=figures)
+    page = build_page(as_polars(frames), notes, title=title, figures=figures, findings=findings)
     return environment.get_template("report.html.j2").render(page=page)
 
 
@@ -45,6 +46,7 @@ def write_html(
     *,
     title: str = "Credit portfolio report",
     figures: Sequence[tuple[str, Figure]] = (),
+    findings: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Write the page; byte-identical for the same input.
 
@@ -56,6 +58,7 @@ def write_html(
             'next: ...' choose the section.
         title: title of the page.
         figures: (caption, Figure) pairs for the section on models, e.g. from `plots`; they are cleared.
+        findings: (label, sentences) of an analysis, instead of what the measures of a run say.
 
     Returns:
         The path.
@@ -64,4 +67,5 @@ def write_html(
         DataError: a value in `frames` is no data frame, or a loss distribution has no weight.
         SchemaError: a known table lacks columns.
     """
-    return replace_file(path, render_html(frames, notes, title=title, figures=figures).encode())
+    text = render_html(frames, notes, title=title, figures=figures, findings=findings)
+    return replace_file(path, text.encode())

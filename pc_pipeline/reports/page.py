@@ -28,6 +28,7 @@ from pc_pipeline.schemas.units import CASH_CHANNELS, MACRO_NAMES
 
 MAX_ROWS: Final = 200  # of a frame that the page shows as it is
 MAX_REASONS: Final = 25
+FULL_FROM: Final = 6.0  # inches
 SHOWN_TABLES: Final = (
     "pool_report",
     "tranche_report",
@@ -61,7 +62,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """An inline figure with its caption; size is 'wide' or 'panel'."""
+    """An inline figure with its caption; size is 'full', 'wide' or 'panel'."""
 
     svg: Markup
     caption: str
@@ -105,8 +106,12 @@ def build_page(
     *,
     title: str,
     figures: Sequence[tuple[str, Figure]] = (),
+    findings: Sequence[tuple[str, str]] = (),
 ) -> Page:
-    """The content of the page from known frames (see `inputs.as_polars`), notes and further figures."""
+    """The content of the page from known frames (see `inputs.as_polars`), notes and further figures.
+
+    Given `findings` take the place of those that the measures of a run give.
+    """
     scenarios = scenarios_in({name: frames[name] for name in SHOWN_TABLES if name in frames})
     others = {name: frame for name, frame in frames.items() if name not in SHOWN_TABLES}
     quarantine = frames.get("quarantine")
@@ -114,7 +119,7 @@ def build_page(
     currency = next((text for label, text in groups["run"] if label.lower() == "currency"), plots.CURRENCY)
     return Page(
         title=formats.plain(title),
-        findings=tuple(_findings(frames, scenarios)),
+        findings=tuple(findings) or tuple(_findings(frames, scenarios)),
         headline=headline_grid(frames, scenarios),
         comparisons=tuple(_comparisons(frames)),
         scenarios=tuple(
@@ -128,7 +133,7 @@ def build_page(
         reasons=_reasons(quarantine) if quarantine is not None and quarantine.height else None,
         scores=tuple(plain_grid(name, frame) for name, frame in others.items() if name.startswith("model")),
         model_pictures=tuple(
-            _picture(figure, f"model-{place}", caption)
+            _picture(figure, f"model-{place}", caption, _size_of(figure))
             for place, (caption, figure) in enumerate(figures, start=1)
         ),
         further=tuple(
@@ -307,6 +312,11 @@ def _irr_cell(row: Mapping[str, Any]) -> Cell:
 
 
 # --- figures --------------------------------------------------------------------------------------
+
+
+def _size_of(figure: Figure) -> str:
+    """Figures of several panels take the whole width."""
+    return "full" if figure.get_size_inches()[0] > FULL_FROM else "wide"
 
 
 def _picture(figure: Figure, key: str, caption: str, size: str = "wide") -> Picture:

@@ -43,6 +43,7 @@ MONTHS: Final = "months from cut-off"
 CURRENCY: Final = "currency"  # label of money axes until the caller names one
 N_BINS: Final = 60
 N_CURVE_POINTS: Final = 240
+LAST_MONTH_DWARFS: Final = 2.5
 CASH_IN: Final = ("interest", "scheduled_principal", "prepaid_principal", "recovery")
 CHANNEL_COLOURS: Final = {
     "interest": PALETTE["blue"],
@@ -230,6 +231,32 @@ def measures_by_scenario(
 # --- months ---------------------------------------------------------------------------------------
 
 
+def cut_last_month(axes: Axes, tops: np.ndarray, unit: str) -> None:
+    """Where the last month dwarfs all others (balances sold at the horizon), end the axis above the others.
+
+    The figure of the last month is then written beside it.
+
+    Args:
+        tops: (T,) highest value of each month, in the axis's unit.
+    """
+    axes.set_ylim(bottom=0)
+    if tops.size < 4 or not tops[-1] > LAST_MONTH_DWARFS * (others := float(np.nanmax(tops[:-1]))):
+        return
+    axes.set_ylim(0, max(others, 1e-9) * 1.15)
+    text = f"last month {formats.number(round(float(tops[-1]), 1))}{' ' if unit else ''}{unit}"
+    axes.annotate(
+        text,
+        (1.0, 1.0),
+        (-4, -3),
+        "axes fraction",
+        "offset points",
+        ha="right",
+        va="top",
+        color=MUTED,
+        fontsize=7,
+    )
+
+
 @inked
 def cash_stack(
     cash_flow_report: pl.DataFrame, scenario: str, *, currency: str = CURRENCY, title: str | None = None
@@ -263,7 +290,8 @@ def cash_stack(
             label="Defaulted balance (no cash)",
         )
     axes.margins(x=0)
-    axes.set_ylim(bottom=0)
+    if stacked:
+        cut_last_month(axes, np.sum(stacked, axis=0), word)
     legend_below(figure, axes)
     label_axes(axes, MONTHS, money_label(currency, word), title)
     month_axis(axes)
@@ -306,9 +334,10 @@ def _draw_channel(axes: Axes, frame: pl.DataFrame, scenario: str, channel: str, 
     colour = CHANNEL_COLOURS.get(channel, MUTED)
     p05, p95 = (_floats(rows, end) / scale for end in ("p05", "p95"))
     axes.fill_between(months, p05, p95, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(months, _floats(rows, "mean") / scale, color=colour)
+    mean = _floats(rows, "mean") / scale
+    axes.plot(months, mean, color=colour)
     axes.margins(x=0)
-    axes.set_ylim(bottom=0)
+    cut_last_month(axes, np.fmax(p95, mean), word)
     axes.set_ylabel(money_label(currency, word))
     month_axis(axes)
 

@@ -385,6 +385,11 @@ def stated_macro_effect(config: LawConfig | None = None) -> Tensor:
     return torch.from_numpy(effect).flatten(1, 2)
 
 
+def additive_prior_sd(anchored: bool, months: int) -> dict[str, float]:
+    """sd of the normal priors of `fit_additive`, logits, by kind of term."""
+    return _PRIOR_SD | ({"month": _MONTH_SD_FEW_YEARS} if anchored and months < _MANY_MONTHS else {})
+
+
 def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int = 25) -> float:
     """Maximum a posteriori level, season and (unless anchored) macro term, before the network learns.
 
@@ -422,7 +427,7 @@ def fit_additive(model: TransitionTransformer, data: TransitionData, steps: int 
         }.items()
     }
     anchored = bool(model.macro_anchored)
-    prior_sd = _PRIOR_SD | ({"month": _MONTH_SD_FEW_YEARS} if anchored and months < _MANY_MONTHS else {})
+    prior_sd = additive_prior_sd(anchored, months)
     stated = model.macro_effect.detach().clone()
     n_moves = max(data.n_moves, 1.0)
 

@@ -25,7 +25,7 @@ from pc_pipeline.engines.analysis.sensitivities import (
     sensitivities,
 )
 from pc_pipeline.engines.analysis.study import Study
-from pc_pipeline.engines.analysis.uncertainty import uncertainty
+from pc_pipeline.engines.analysis.uncertainty import carry, uncertainty, written_out
 from pc_pipeline.engines.tail_source import TailSource, decode
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
@@ -37,6 +37,7 @@ from pc_pipeline.simulation.distil import CompiledLoans
 from pc_pipeline.simulation.pool import DEFAULT_SEVERITY
 from pc_pipeline.simulation.rows import loan_inputs
 from pc_pipeline.simulation.tails import TailConfig
+from pc_pipeline.training.ensemble import Member
 from pc_pipeline.waterfall.config import WaterfallConfig
 
 N_MONTHS, N_LOANS = 12, 120
@@ -215,22 +216,56 @@ def test_loans_are_picked_by_name_or_condition(study):
         pick_loans(study, "original_balance < 0")
 
 
-def test_the_variance_of_an_ensemble_splits(mix_run):
-    """Families 0.05 apart, members 0.002 apart: the model part is found."""
-    draws, base = np.random.default_rng(0), mix_run.results
+def test_the_variance_of_an_ensemble_splits(study):
+    """Families 0.05 apart, members 0.002 apart: model and parameter parts are found, common paths cancel."""
+    draws = np.random.default_rng(0)
+    base = simulate_mix(study, {"baseline": 1.0}, 100, is_plain=True).results
 
     def member(shift):
-        return dataclasses.replace(base, portfolio_losses=np.clip(base.portfolio_losses + shift, 0, 1))
+        return dataclasses.replace(base, portfolio_losses=base.portfolio_losses + 0.2 + shift)
 
+    shifts = draws.normal(0, 0.002, 12)
     families = {
-        name: [member(centre + draws.normal(0, 0.002)) for _ in range(8)]
-        for name, centre in (("network", 0.0), ("markov", 0.05))
+        name: [member(centre + shift) for shift in shifts] for name, centre in (("a", 0.0), ("b", 0.05))
     }
     table = uncertainty(families)
     row = table.filter((pl.col("of") == "pool") & (pl.col("measure") == "expected_loss")).to_dicts()[0]
-    assert row["model"] == pytest.approx(0.05**2 / 2, rel=0.3)
+    assert row["model"] == pytest.approx(0.05**2 / 2, rel=1e-6)
+    assert row["parameter"] == pytest.approx(shifts.var(ddof=1), rel=1e-6)
+    assert row["sampling"] == pytest.approx(base.portfolio_losses.var(ddof=1) / 100, rel=0.35)
     assert row["lower"] < row["value"] < row["upper"]
-    alone = uncertainty({"network": families["network"][:1]})
+    assert {"pool", "Senior"} <= set(written_out(table.with_columns(sampling=pl.lit(1e-4)))["of"])
+    alone = uncertainty({"a": families["a"][:1]})
     assert alone["parameter"].sum() == alone["model"].sum() == 0.0
     with pytest.raises(SimulationError, match="members"):
         uncertainty({})
+    with pytest.raises(SimulationError, match="differ in size"):
+        uncertainty({"a": families["a"], "b": families["b"][:3]})
+
+
+def test_noise_of_the_paths_is_no_parameter(study):
+    """Members that differ by noise alone, path by path: next to nothing is left for the parameter part."""
+    draws = np.random.default_rng(1)
+    base = simulate_mix(study, {"baseline": 1.0}, 100, is_plain=True).results
+    sizes = []
+    for _ in range(20):
+        members = [
+            dataclasses.replace(base, portfolio_losses=0.3 + draws.normal(0, 0.05, 100)) for _ in range(6)
+        ]
+        row = uncertainty({"a": members}).row(0, named=True)
+        sizes.append(row["parameter"] / row["sampling"])
+    assert np.mean(sizes) < 0.5  # uncorrected it would be 1
+
+
+def test_members_are_carried_along_the_same_paths(study):
+    member = Member(
+        transitions=study.transition_model, residual=study.compiled.model if study.compiled else None, seed=0
+    )
+    found = carry(study, [member, member], {"baseline": 1.0}, 20)
+    assert list(found) == ["loan model", "cohorts alone"]
+    first, second = found["loan model"]
+    np.testing.assert_array_equal(first.portfolio_losses, second.portfolio_losses)
+    plain = simulate_mix(study, {"baseline": 1.0}, 20, is_plain=True).results
+    np.testing.assert_array_equal(first.portfolio_losses, plain.portfolio_losses)
+    table = uncertainty(found)
+    assert table["parameter"].max() == pytest.approx(0.0, abs=1e-12)

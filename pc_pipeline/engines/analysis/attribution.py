@@ -5,25 +5,28 @@ four sources of correlation. Not here: the figures that are split (`engines.resu
 by loan (`simulation.conditional`). docs/methods/analytics.md, section 3.
 
 A measure is a weighted sum over paths, M = sum_p u_p X_p: u_p the path's weight for an expected loss, its
-weight within the tail for a CVaR. X_p is shared among loans in proportion to what each is expected to lose on
-that path,
+weight within the tail for a CVaR. X_p is shared in proportion to what makes up the pool's loss on that path:
 
-    M_l = sum_p u_p X_p m_pl / m_p                                                            (1)
+    M_l = sum_p u_p X_p m_pl / m_p,      M_j = sum_p u_p X_p g_pj / L_p                       (1)
 
-so parts sum to M whatever X is: the pool's loss or a class's.
+m_pl what loan l is expected to lose on it, g_pj what series j adds (eq. 2), L_p the loss drawn. Parts sum to
+M whatever X is: the loss of the pool or of a class. Paths are sorted by pool loss into bins; one path of
+each is worked out and stands for its bin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
 import torch
 
 from pc_pipeline.core.errors import SimulationError
-from pc_pipeline.engines.analysis.study import BATCH_PATHS, Lines, Study
+from pc_pipeline.engines.aggregator import PortfolioAggregator
+from pc_pipeline.engines.analysis.study import Lines, Study
 from pc_pipeline.engines.results import SimulationResults
 from pc_pipeline.schemas.units import MACRO_NAMES, N_MACRO
 from pc_pipeline.simulation.conditional import ConditionalPool
@@ -37,7 +40,9 @@ from pc_pipeline.simulation.gradient_cash import pool_losses
 from pc_pipeline.simulation.monte_carlo import POLICY_RATE
 
 SOURCES = ("macro", "cohort", "factor", "idiosyncratic")
-_NODES = 5  # Gauss-Legendre points of the line from the centre to a path
+_NODES = 4  # Gauss-Legendre points of the line from the centre to a path
+_TAIL = 0.95  # half of the bins lie beyond this quantile of the pool's loss
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +93,60 @@ class Attribution:
     series: pl.DataFrame | None = None
     sources: pl.DataFrame | None = None
 
+    KEYS: ClassVar[tuple[str, ...]] = ("asset_class", "scenario", "series", "source")
+
+    def table(self, key: str) -> pl.DataFrame:
+        """The split over one of KEYS: of, measure, key, part.
+
+        Raises:
+            SimulationError: it was left out.
+        """
+        found = {
+            "asset_class": self.by("asset_class"),
+            "scenario": self.scenarios,
+            "series": self.series,
+            "source": self.sources,
+        }[key]
+        if found is None:
+            raise SimulationError("that split was left out", got=key)
+        return found
+
+    def has(self, key: str) -> bool:
+        """Whether that split was made."""
+        return (
+            key not in ("series", "source") or getattr(self, {"source": "sources"}.get(key, key)) is not None
+        )
+
+    def losers(self) -> list[str]:
+        """The pool and every class that loses anything in the tail."""
+        found = self.values.filter(pl.col("value") > 0)["of"].unique(maintain_order=True)
+        return [str(name) for name in found]
+
+    def wide(self, key: str, of: str) -> pl.DataFrame:
+        """One split of the pool or a class: a column per measure, percent; the last row is the measure."""
+        parts = self.table(key).filter(pl.col("of") == of).select("measure", pl.col(key), "part")
+        whole = self.values.filter(pl.col("of") == of).select(
+            "measure", pl.lit("all").alias(key), pl.col("value").alias("part")
+        )
+        both = pl.concat([parts.with_columns(pl.col(key).cast(pl.String)), whole])
+        return both.with_columns(pl.col("part") * 100).pivot(on="measure", index=key, values="part")
+
+    def findings(self) -> list[tuple[str, str]]:
+        """Sentences: each measure of pool and classes, and the largest part of every split."""
+        told = []
+        for of in self.losers():
+            texts = []
+            for measure, value in self.values.filter(pl.col("of") == of).select("measure", "value").rows():
+                largest = []
+                for key in (key for key in self.KEYS if self.has(key)):
+                    rows = self.table(key).filter((pl.col("of") == of) & (pl.col("measure") == measure))
+                    first = rows.sort(pl.col("part").abs(), descending=True).row(0, named=True)
+                    share = first["part"] / value if value else 0.0
+                    largest.append(f"{key.replace('_', ' ')} {first[key]} {share:.0%}")
+                texts.append(f"{measure.replace('_', ' ')} {value:.2%}: {', '.join(largest)}.")
+            told.append((of, " ".join(texts)))
+        return told
+
     def by(self, *keys: str) -> pl.DataFrame:
         """The loan split summed over 'asset_class', 'vintage_month' or both."""
         return self.loans.group_by("of", "measure", *keys, maintain_order=True).agg(pl.col("part").sum())
@@ -114,17 +173,18 @@ def attribute(
     macro_PTM: np.ndarray,
     *,
     level: str = "99",
-    max_paths: int = 200,
+    max_paths: int = 96,
     n_series_paths: int = 24,
     n_lines: int = 48,
+    progress: Progress | None = None,
 ) -> Attribution:
     """All splits.
 
     Args:
         results: of a simulation along `macro_PTM`. macro_PTM: (P, T, 9) its macro paths.
-        max_paths: paths on which loans' expected losses are worked out; beyond, those that count most stand
-            for the rest (loans' shares hardly move between paths; the sum stays exact).
-        n_series_paths: paths of the split over macro series; 0 leaves it out.
+        max_paths: bins of the splits over loans and sources. n_series_paths: of the split over macro
+            series; 0 leaves it out. n_lines: representative loans of its gradients.
+        progress: called with steps done, steps in all.
 
     Raises:
         SimulationError: paths and results differ in number.
@@ -137,58 +197,98 @@ def attribute(
     values = pl.DataFrame(
         [(m.of, m.name, m.value) for m in all_measures], schema=["of", "measure", "value"], orient="row"
     )
+    bins, few = make_bins(results, max_paths), make_bins(results, max(n_series_paths, 1))
+    done, steps = 0, 3 * -(-bins.paths.size // _AT_ONCE) + (_NODES if n_series_paths > 0 else 0)
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, steps)
+
+    shares, cash = _loan_shares(study, macro_PTM[bins.paths], bins.masses(all_measures), step)
     return Attribution(
         values=values,
-        loans=_loan_parts(study, all_measures, macro_PTM, max_paths),
+        loans=_loan_parts(study, all_measures, shares),
         scenarios=_scenario_parts(results, all_measures),
         series=None
         if n_series_paths < 1
-        else series_parts(study, results, macro_PTM, level, n_series_paths, n_lines),
-        sources=source_parts(study, results, macro_PTM, level, max_paths),
+        else series_parts(study, results, macro_PTM, all_measures, few, n_lines, step),
+        sources=_source_parts(study, all_measures, macro_PTM[bins.paths], bins, cash, level, step),
     )
+
+
+# ---- bins of paths -----------------------------------------------------------------------------------
+
+_AT_ONCE = 16  # paths of a call of the exact expected losses by loan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bins:
+    """Paths in bins of like pool loss.
+
+    Attributes:
+        paths: (Q,) path that stands for each. bin_P: bin of every path. weights: (Q,) of the paths in it.
+    """
+
+    paths: np.ndarray
+    bin_P: np.ndarray
+    weights: np.ndarray
+
+    def masses(self, all_measures: list[Measure]) -> np.ndarray:
+        """(Q, K) sum of u_p X_p over the bin, by measure: sums to the measures."""
+        n = self.paths.size
+        return np.stack(
+            [np.bincount(self.bin_P, m.tilt_P * m.outcome_P, minlength=n) for m in all_measures], axis=1
+        )
+
+
+def make_bins(results: SimulationResults, n_bins: int) -> Bins:
+    """Bins of equal weight up to the 95 % quantile and, as many, beyond it."""
+    losses, weights = results.portfolio_losses, check_weights(results.portfolio_losses, results.weights)
+    order = np.argsort(losses, kind="stable")
+    if losses.size <= n_bins:
+        return Bins(paths=order, bin_P=np.argsort(order), weights=weights[order])
+    half = n_bins // 2
+    marks = np.concatenate(
+        [np.linspace(0, _TAIL, n_bins - half + 1)[1:], np.linspace(_TAIL, 1.0, half + 1)[1:]]
+    )
+    middle = np.cumsum(weights[order]) - 0.5 * weights[order]
+    found = np.minimum(np.searchsorted(marks, middle, side="right"), n_bins - 1)
+    used, of_sorted = np.unique(found, return_inverse=True)
+    bin_P = np.empty(losses.size, dtype=np.int64)
+    bin_P[order] = of_sorted
+    held = np.bincount(bin_P, weights)
+    mean = np.bincount(bin_P, weights * losses) / np.maximum(held, 1e-300)
+    gap = np.abs(losses - mean[bin_P])
+    paths = np.array([(here := np.flatnonzero(bin_P == k))[gap[here].argmin()] for k in range(used.size)])
+    return Bins(paths=paths, bin_P=bin_P, weights=held)
 
 
 # ---- loans and scenarios -----------------------------------------------------------------------------
 
 
-def _loan_parts(
-    study: Study, all_measures: list[Measure], macro_PTM: np.ndarray, max_paths: int
-) -> pl.DataFrame:
-    """Eq. (1), loans in the order of the pool."""
-    kept, tilt_PK = _spread_tilts(all_measures, max_paths)
-    given, shares = study.conditional(), np.zeros((study.arrays.n_loans, len(all_measures)))
-    for low in range(0, kept.size, BATCH_PATHS):
-        batch = kept[low : low + BATCH_PATHS]
-        rows, index = study.rows(macro_PTM[batch]), macro_PTM[batch][:, :, POLICY_RATE]
-        for k in range(batch.size):  # a path's shares need its own total first
-            one = slice(k, k + 1)
-            _, by_loan = given.split(rows[one], index[one], np.ones((1, 1)))
-            shares += (by_loan / by_loan.sum()) @ tilt_PK[low + k : low + k + 1]
+def _loan_shares(
+    study: Study, macro_QTM: np.ndarray, masses_QK: np.ndarray, step: Callable[[], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """((L, K) eq. (1) by loan in the order of the pool, (Q, T, 5) expected cash along the bins' paths)."""
+    given, shares, cash = study.conditional(), np.zeros((study.arrays.n_loans, masses_QK.shape[1])), []
+    for low in range(0, len(macro_QTM), _AT_ONCE):
+        batch = macro_QTM[low : low + _AT_ONCE]
+        expected, by_loan = given.split(study.rows(batch), batch[:, :, POLICY_RATE], np.eye(len(batch)))
+        shares += (by_loan / by_loan.sum(axis=0)) @ masses_QK[low : low + _AT_ONCE]
+        cash.append(expected)
+        step()
+    return shares, np.concatenate(cash)
+
+
+def _loan_parts(study: Study, all_measures: list[Measure], shares_LK: np.ndarray) -> pl.DataFrame:
     loans = study.pool.select("loan_id", "asset_class", "vintage_month")
     frames = [
-        loans.with_columns(of=pl.lit(m.of), measure=pl.lit(m.name), part=pl.Series(shares[:, k]))
+        loans.with_columns(of=pl.lit(m.of), measure=pl.lit(m.name), part=pl.Series(shares_LK[:, k]))
         for k, m in enumerate(all_measures)
     ]
     return pl.concat(frames).select("of", "measure", "loan_id", "asset_class", "vintage_month", "part")
-
-
-def _spread_tilts(all_measures: list[Measure], max_paths: int) -> tuple[np.ndarray, np.ndarray]:
-    """(paths kept (Q,), u_p X_p of each measure on them (Q, K)), scaled up for the paths left out."""
-    whole = np.stack([m.tilt_P * m.outcome_P for m in all_measures], axis=1)
-    weight = (whole / np.maximum(whole.sum(axis=0), 1e-300)).max(axis=1)
-    used = np.flatnonzero(weight > 0)
-    if used.size > max_paths:
-        order = used[np.argsort(-weight[used], kind="stable")]
-        heavy = order[: max_paths // 2]
-        rest = np.sort(order[max_paths // 2 :])
-        even = rest[np.linspace(0, rest.size - 1, max_paths - heavy.size).astype(int)]
-        used = np.sort(np.concatenate([heavy, even]))
-    kept = whole[used]
-    total, held = whole.sum(axis=0), kept.sum(axis=0)
-    none = (held == 0) & (total != 0)
-    kept = np.where(none, 1.0 / max(used.size, 1), kept)
-    held = np.where(none, 1.0, np.where(held == 0, 1.0, held))
-    return used, kept * (total / held)
 
 
 def _scenario_parts(results: SimulationResults, all_measures: list[Measure]) -> pl.DataFrame:
@@ -210,46 +310,47 @@ def series_parts(
     study: Study,
     results: SimulationResults,
     macro_PTM: np.ndarray,
-    level: str = "99",
-    n_paths: int = 24,
+    all_measures: list[Measure],
+    bins: Bins,
     n_lines: int = 48,
+    step: Callable[[], None] = lambda: None,
 ) -> pl.DataFrame:
-    """Pool measures split into the neutral macro, each series, and loans' own luck.
+    """Measures of pool and classes split into the mean baseline path, each series, and loans' own luck.
 
-    Integrated gradients (Sundararajan, Taly and Yan 2017; Aumann and Shapley 1974) of the expected loss along
-    the straight line from the mean baseline path c to each path,
+    g_pj of eq. (1) are integrated gradients (Sundararajan, Taly and Yan 2017; Aumann and Shapley 1974) of the
+    expected loss m along the straight line from the mean baseline path c to the path x,
 
-        part_j = sum_p u_p int_0^1 sum_t (x_ptj - c_tj) dm/dx_tj (c + a (x_p - c)) da               (2)
+        g_pj = int_0^1 sum_t (x_ptj - c_tj) dm/dx_tj (c + a (x_p - c)) da                          (2)
 
-    scaled to m(x_p) - m(c). 'level' is m(c); 'own luck' is L - m in the tail, and what lines and a sample of
-    paths leave.
+    from representative loans, their sum set to m(x) - m(c) of all loans. 'baseline' is m(c), 'own luck' what
+    the draw adds to m(x).
     """
-    lines = study.lines(n_lines)
+    lines, macro = study.lines(n_lines), macro_PTM[bins.paths]
     centre = study.macro("baseline", 64).mean(axis=0)
-    rows: list[tuple[str, str, str, float]] = []
-    for m in measures(results, level)[:2]:
-        used = np.flatnonzero(m.tilt_P > 0)
-        if used.size > n_paths:
-            order = used[np.argsort(m.outcome_P[used], kind="stable")]
-            mass = np.cumsum(m.tilt_P[order])
-            used = order[np.searchsorted(mass, (np.arange(n_paths) + 0.5) / n_paths * mass[-1])]
-            tilt = np.full(n_paths, 1.0 / n_paths)
-        else:
-            tilt = m.tilt_P[used]
-        parts, base, reached = _integrated(lines, macro_PTM[used], centre)
-        total = tilt @ parts
-        wanted = float(tilt @ reached) - base
-        total *= wanted / total.sum() if total.sum() != 0 else 1.0
-        rows.append((m.of, m.name, "level", base))
-        rows += [(m.of, m.name, name, float(value)) for name, value in zip(MACRO_NAMES, total, strict=True)]
-        rows.append((m.of, m.name, "own luck", m.value - base - wanted))
+    exact = study.expected_losses(np.concatenate([centre[None], macro]))
+    base, reached = float(exact[0]), exact[1:]
+    found = _integrated(lines, macro, centre, step)
+    size = np.maximum(np.abs(found).sum(axis=1), 1e-300)
+    left = reached - base - found.sum(axis=1)  # of lines and nodes: spread in proportion
+    found = found + np.abs(found) * (left / size)[:, None]
+    drawn = results.portfolio_losses[bins.paths]
+    whole = np.column_stack([np.full(len(macro), base), found, drawn - base - found.sum(axis=1)])
+    shares = np.where(drawn[:, None] > 0, whole / np.where(drawn > 0, drawn, 1.0)[:, None], 0.0)
+    shares[drawn <= 0, -1] = 1.0
+    parts = shares.T @ bins.masses(all_measures)
+    names = ("baseline", *MACRO_NAMES, "own luck")
+    rows = [
+        (m.of, m.name, name, float(parts[k, place]))
+        for place, m in enumerate(all_measures)
+        for k, name in enumerate(names)
+    ]
     return pl.DataFrame(rows, schema=["of", "measure", "series", "part"], orient="row")
 
 
 def _integrated(
-    lines: Lines, macro_PTM: np.ndarray, centre_TM: np.ndarray
-) -> tuple[np.ndarray, float, np.ndarray]:
-    """((P, 9) integrated gradients, m at the centre, m on each path)."""
+    lines: Lines, macro_PTM: np.ndarray, centre_TM: np.ndarray, step: Callable[[], None]
+) -> np.ndarray:
+    """(P, 9) eq. (2)."""
     nodes, masses = np.polynomial.legendre.leggauss(_NODES)
     gap = macro_PTM - centre_TM
     parts = np.zeros((len(macro_PTM), N_MACRO))
@@ -258,50 +359,46 @@ def _integrated(
         losses = pool_losses(lines.cash(x), lines.pool.balance)
         (slope,) = torch.autograd.grad(losses.sum(), x)
         parts += mass * (slope.numpy() * gap).sum(axis=1)
-    with torch.no_grad():
-        ends = pool_losses(
-            lines.cash(torch.from_numpy(np.concatenate([centre_TM[None], macro_PTM]))), lines.pool.balance
-        ).numpy()
-    return parts, float(ends[0]), ends[1:]
+        step()
+    return parts
 
 
 # ---- four sources --------------------------------------------------------------------------------------
 
 
-def source_parts(
-    study: Study, results: SimulationResults, macro_PTM: np.ndarray, level: str = "99", max_paths: int = 200
+def _source_parts(
+    study: Study,
+    all_measures: list[Measure],
+    macro_QTM: np.ndarray,
+    bins: Bins,
+    own_cash_QTC: np.ndarray,
+    level: str,
+    step: Callable[[], None],
 ) -> pl.DataFrame:
     """Pool and class measures built up source by source; parts are the steps and sum to the measure.
 
     1 macro: all loans of an asset class move as its mean cohort. 2 cohort: each as its own cohort. 3 factor:
     each by its own attributes and history. 4 idiosyncratic: drawn, as simulated. Steps 1-3 are exact expected
-    cash given each path, paid through the deal. The order is part of the definition.
+    cash given each bin's path, paid through the deal. The order is part of the definition.
     """
-    all_measures = measures(results, level)
-    kept, weights = thinned(results, max_paths)
-    losses = [_losses_of(study, macro_PTM[kept], step) for step in range(3)]
-    rows: list[tuple[str, str, str, float]] = []
+    bare = ConditionalPool(study.arrays, None)
+    built: list[list[np.ndarray]] = [[], []]
+    for low in range(0, len(macro_QTM), _AT_ONCE):
+        batch = macro_QTM[low : low + _AT_ONCE]
+        rows = study.rows(batch)
+        for parts, own in zip(built, (_class_rows(study, rows), rows), strict=True):
+            parts.append(bare.cash(own, batch[:, :, POLICY_RATE]))
+            step()
+    steps = [np.concatenate(parts) for parts in built] + [own_cash_QTC]
+    losses = [_losses_of(study, cash, macro_QTM) for cash in steps]
+    found: list[tuple[str, str, str, float]] = []
     for m in all_measures:
         before = 0.0
-        steps = [_measure_of(found[m.of], weights, m.name, level) for found in losses] + [m.value]
-        for source, reached in zip(SOURCES, steps, strict=True):
-            rows.append((m.of, m.name, source, reached - before))
-            before = reached
-    return pl.DataFrame(rows, schema=["of", "measure", "source", "part"], orient="row")
-
-
-def thinned(results: SimulationResults, max_paths: int) -> tuple[np.ndarray, np.ndarray]:
-    """(paths, weights) that stand for all: even steps through the sorted losses, finer in the worst 5 %."""
-    losses, weights = results.portfolio_losses, check_weights(results.portfolio_losses, results.weights)
-    if losses.size <= max_paths:
-        return np.arange(losses.size), weights
-    order = np.argsort(losses, kind="stable")
-    mass = np.cumsum(weights[order])
-    half = max_paths // 2
-    marks = np.concatenate([np.linspace(0, 0.95, half + 1), np.linspace(0.95, 1.0, max_paths - half + 1)[1:]])
-    middle = (marks[1:] + marks[:-1]) / 2
-    picked = order[np.minimum(np.searchsorted(mass, middle), losses.size - 1)]
-    return picked, np.diff(marks)
+        reached = [_measure_of(one[m.of], bins.weights, m.name, level) for one in losses] + [m.value]
+        for source, value in zip(SOURCES, reached, strict=True):
+            found.append((m.of, m.name, source, value - before))
+            before = value
+    return pl.DataFrame(found, schema=["of", "measure", "source", "part"], orient="row")
 
 
 def _measure_of(losses_P: np.ndarray, weights_P: np.ndarray, name: str, level: str) -> float:
@@ -310,22 +407,10 @@ def _measure_of(losses_P: np.ndarray, weights_P: np.ndarray, name: str, level: s
     return conditional_value_at_risk(losses_P, VAR_LEVELS[level], weights_P).value
 
 
-def _losses_of(study: Study, macro_PTM: np.ndarray, step: int) -> Mapping[str, np.ndarray]:
-    """Losses of pool and classes from expected cash with the first `step` + 1 sources at work."""
-    from pc_pipeline.engines.aggregator import PortfolioAggregator
-
-    residual = study.residual_LHJ if step == 2 else None
-    given = ConditionalPool(study.arrays, residual)
-    parts = []
-    for low in range(0, len(macro_PTM), BATCH_PATHS):
-        batch = macro_PTM[low : low + BATCH_PATHS]
-        rows = study.rows(batch)
-        if step == 0:
-            rows = _class_rows(study, rows)
-        parts.append(given.cash(rows, batch[:, :, POLICY_RATE]))
-    cash = np.concatenate(parts)
-    paid = PortfolioAggregator(study.deal).run(cash, study.balance, macro_PTM[:, :, POLICY_RATE])
-    losses = (cash[:, :, 3] - cash[:, :, 4]).sum(axis=1) / study.balance
+def _losses_of(study: Study, cash_PTC: np.ndarray, macro_PTM: np.ndarray) -> Mapping[str, np.ndarray]:
+    """Losses of pool and classes from pool cash."""
+    paid = PortfolioAggregator(study.deal).run(cash_PTC, study.balance, macro_PTM[:, :, POLICY_RATE])
+    losses = (cash_PTC[:, :, 3] - cash_PTC[:, :, 4]).sum(axis=1) / study.balance
     original = np.where(paid.original_balance > 0, paid.original_balance, 1.0)
     by_class = np.clip((paid.balance[:, -1] + paid.written_down[:, -1]) / original, 0.0, 1.0)
     return {"pool": losses} | {name: by_class[:, k] for k, name in enumerate(paid.tranche_names)}

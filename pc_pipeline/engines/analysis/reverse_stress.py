@@ -12,9 +12,9 @@ out along it to the boundary again; |e| never grows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -35,9 +35,19 @@ from pc_pipeline.waterfall.engine import WaterfallResult, run_waterfall
 
 KINDS = ("pool_loss", "tranche_loss", "oc_fails")
 FARTHEST = 14.0  # distance beyond which nothing is looked for
-_GRID = 16
-_REACH = (0.6, 1.6)  # where the median simulation is looked for, in distances of expected cash
-_HALVINGS = 7
+_GRID, _ROUNDS = 8, 3  # points and refinements of a walk outwards
+_PARALLEL, _GAIN = 0.9999, 2e-3  # a search ends where it points along the gradient, or gains no more
+_DEEP = 0.93  # of the distance: where directions that gain are compared
+_TURNS = np.array([1.0, 0.5, 0.2, 0.05])  # towards a better direction, tried together
+_REACH, _FURTHER = (
+    (0.8, 1.25),
+    2.0,
+)  # where the median simulation is looked for, in distances of expected cash
+_HALVINGS = 6
+
+
+class OutOfReach(SimulationError):
+    """No start reaches the target within `FARTHEST`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +85,7 @@ class ReverseStress:
         macro_TM: the path. centre_TM: the scenario's path without noise. noise_TM: standard normal units.
         distance: |e|, the Mahalanobis distance of the path from the centre.
         probability: Phi(-distance), first-order chance of the target under the scenario.
+        percentile: share of the scenario's own paths of lower density (larger |e|).
         distance_expected: distance at which the expected cash of all loans hits.
         distances: by start; infinite where none was found.
         hits: share of simulations along the path that hit the target. loss: their mean pool loss.
@@ -87,6 +98,7 @@ class ReverseStress:
     noise_TM: np.ndarray
     distance: float
     probability: float
+    percentile: float
     distance_expected: float
     distances: tuple[float, ...]
     hits: Estimate
@@ -112,14 +124,33 @@ class ReverseStress:
             }
         )
 
+    def row(self) -> pl.DataFrame:
+        """The figures as one row."""
+        return pl.DataFrame(
+            {
+                "scenario": [self.scenario],
+                "distance": [self.distance],
+                "expected_cash": [self.distance_expected],
+                "chance": [self.probability],
+                "less_plausible": [self.percentile],
+                "hits": [self.hits.value],
+                "lower": [self.hits.lower],
+                "upper": [self.hits.upper],
+                "pool_loss": [self.loss.value],
+                "is_confirmed": [self.is_confirmed],
+                "starts": [", ".join(f"{value:.2f}" for value in self.distances)],
+            }
+        )
+
     def summary(self) -> str:
         """A sentence for a committee."""
         odds = 1.0 / max(self.probability, 1e-12)
         verdict = "confirmed" if self.is_confirmed else "NOT CONFIRMED"
+        own = f"{self.percentile:.0%} of the scenario's own paths are less plausible"
         return (
             f"{self.target} under {self.scenario}: nearest path at distance {self.distance:.2f} "
-            f"({self.distance_expected:.2f} by expected cash), about "
-            f"one in {odds:,.0f}; {verdict}: along it {self.hits.value:.0%} of simulations hit "
+            f"({self.distance_expected:.2f} by expected cash; {own}), about one in {odds:,.0f}; {verdict}: "
+            f"along it {self.hits.value:.0%} of simulations hit "
             f"({self.hits.lower:.0%} to {self.hits.upper:.0%}), mean pool loss {self.loss.value:.2%}"
         )
 
@@ -146,22 +177,22 @@ def margin(study: Study, target: Target, lines: Lines, macro_PTM: Tensor) -> Ten
     paid = run_waterfall(
         cash, study.deal, pool_balance=balance, index_rate_PT=macro_PTM[..., POLICY_RATE], gate="hard"
     )
-    return _margin_paid(study, target, paid)
+    return cast(Tensor, _margin_paid(study, target, paid))
 
 
-def _margin_of_all(study: Study, target: Target, whole: ConditionalPool, macro_PTM: np.ndarray) -> np.ndarray:
-    """`margin` from the exact expected cash of every loan."""
+def _margins(
+    study: Study, target: Target, carried: ConditionalPool, macro_PTM: np.ndarray, balance: float
+) -> np.ndarray:
+    """(P,) `margin` from the exact expected cash of some loans, without gradients."""
     index = macro_PTM[:, :, POLICY_RATE]
-    cash = torch.from_numpy(whole.cash(study.rows(macro_PTM), index))
+    cash = carried.cash(study.rows(macro_PTM), index)
     if target.kind == "pool_loss":
-        return (pool_losses(cash, study.balance) - target.level).numpy()
-    paid = run_waterfall(
-        cash, study.deal, pool_balance=study.balance, index_rate_PT=torch.from_numpy(index), gate="hard"
-    )
-    return _margin_paid(study, target, paid).numpy()
+        return np.asarray((cash[:, :, 3] - cash[:, :, 4]).sum(axis=1) / balance - target.level)
+    paid = run_waterfall(cash, study.deal, pool_balance=balance, index_rate_PT=index)
+    return np.asarray(_margin_paid(study, target, paid))
 
 
-def _margin_paid(study: Study, target: Target, paid: WaterfallResult) -> Tensor:
+def _margin_paid(study: Study, target: Target, paid: WaterfallResult) -> Any:
     if target.kind == "tranche_loss":
         place = list(paid.tranche_names).index(target.of)
         original = float(paid.original_balance[place])
@@ -170,8 +201,9 @@ def _margin_paid(study: Study, target: Target, paid: WaterfallResult) -> Tensor:
     trigger = study.deal.tests[place].trigger
     dates = max(1, int(target.level) // study.deal.payments.every_months)
     ratio = paid.ratios[:, :dates, place]
-    gap = trigger - torch.where(torch.isfinite(ratio), ratio, torch.full_like(ratio, 1e3))
-    return gap.amax(1)
+    if isinstance(ratio, Tensor):
+        return (trigger - torch.where(torch.isfinite(ratio), ratio, torch.full_like(ratio, 1e3))).amax(1)
+    return (trigger - np.where(np.isfinite(ratio), ratio, 1e3)).max(axis=1)
 
 
 def reverse_stress(
@@ -181,7 +213,7 @@ def reverse_stress(
     *,
     n_starts: int = 4,
     n_lines: int = 64,
-    n_steps: int = 10,
+    n_steps: int = 8,
     n_confirm: int = 256,
 ) -> ReverseStress:
     """The most plausible path of a scenario at which the target is hit.
@@ -193,32 +225,30 @@ def reverse_stress(
         n_confirm: simulations of all loans along the path found, with other random numbers than the search.
 
     Raises:
-        SimulationError: no start reaches the target within `FARTHEST`.
+        OutOfReach: no start reaches the target within `FARTHEST`.
     """
     check_target(study, target)
-    lines, shape = study.lines(n_lines), (study.n_months, N_MACRO)
+    surface, shape = _Surface.of(study, target, scenario, n_lines), (study.n_months, N_MACRO)
     draw = stream(derive_seed(study.seed, "reverse stress"), scenario)
-    found: list[tuple[float, np.ndarray]] = []
-    for start in range(n_starts):
-        at = (draw.standard_normal((1, *shape)) * (start > 0)).astype(np.float32)
-        direction = loss_gradient(study, lines, scenario, at)[0]
-        found.append(_search(study, target, lines, scenario, direction / np.linalg.norm(direction), n_steps))
-    nearest, unit = min(found, key=lambda pair: pair[0])
-    distance = (
-        _radius(study, target, None, scenario, unit, 1.3 * nearest) if np.isfinite(nearest) else nearest
-    )
-    if not np.isfinite(distance):
-        raise SimulationError(
+    starts = draw.standard_normal((n_starts, *shape)).astype(np.float32)
+    starts[0] = 0.0
+    slopes = loss_gradient(study, surface.lines, scenario, starts)
+    distances, units = _search(surface, slopes / np.linalg.norm(slopes, axis=1, keepdims=True), n_steps)
+    best = int(distances.argmin())
+    distance, unit = float(distances[best]), units[best]
+    expected = _radius_of_all(study, target, scenario, unit, distance) if np.isfinite(distance) else distance
+    if not np.isfinite(expected):
+        lost = float(study.expected_losses(_path(study, scenario, FARTHEST * units[0])).max())
+        raise OutOfReach(
             "no macro path reaches the target",
             expected=f"one within {FARTHEST:g} standard deviations",
-            got=f"{target}: none found from {n_starts} starts",
+            got=f"{target}: none found from {n_starts} starts; that far out along the loss the pool loses "
+            f"{lost:.1%}",
             where=f"scenario {scenario}",
         )
-    expected, distance = distance, _median_radius(study, target, scenario, unit, distance, n_confirm)
+    distance = _median_radius(study, target, scenario, unit, expected, n_confirm)
     noise = (distance * unit).reshape(shape)
-    with torch.no_grad():
-        both = decode(study, scenario, torch.from_numpy(np.stack([noise, 0 * noise]).astype(np.float32)))
-    macro, centre = both.numpy().astype(float)
+    macro, centre = _path(study, scenario, distance * unit)[0], _path(study, scenario, 0 * unit)[0]
     hits, loss = confirm(study, target, macro, n_confirm)
     return ReverseStress(
         target=target,
@@ -228,71 +258,137 @@ def reverse_stress(
         noise_TM=noise,
         distance=distance,
         probability=float(stats.norm.sf(distance)),
+        percentile=float(stats.chi2.sf(distance**2, noise.size)),
         distance_expected=expected,
-        distances=tuple(pair[0] for pair in found),
+        distances=tuple(float(value) for value in distances),
         hits=hits,
         loss=loss,
     )
 
 
-def _search(
-    study: Study, target: Target, lines: Lines, scenario: str, unit: np.ndarray, n_steps: int
-) -> tuple[float, np.ndarray]:
-    """(least distance, direction) from one start."""
-    best, turn = _radius(study, target, lines, scenario, unit, FARTHEST), 1.0
-    for _ in range(n_steps):
-        if not np.isfinite(best):
-            break
-        slope = _gradient(study, target, lines, scenario, unit * best * 1.01)
-        size = np.linalg.norm(slope)
-        if size == 0 or float(slope @ unit) / size > 0.9999:
-            break
-        towards = (1 - turn) * unit + turn * slope / size
-        towards /= np.linalg.norm(towards)
-        reached = _radius(study, target, lines, scenario, towards, best * 1.2)
-        if reached < best - 1e-4:
-            best, unit = reached, towards
-        else:
-            turn *= 0.5
-            if turn < 0.1:
-                break
-    return best, unit
+def _path(study: Study, scenario: str, noise_D: np.ndarray) -> np.ndarray:
+    """(P, T, 9) paths of noise (P, T * 9), or of one noise."""
+    noise = noise_D.reshape(-1, study.n_months, N_MACRO).astype(np.float32)
+    with torch.no_grad():
+        return np.asarray(decode(study, scenario, torch.from_numpy(noise)).numpy().astype(float))
 
 
-def _gradient(study: Study, target: Target, lines: Lines, scenario: str, noise_D: np.ndarray) -> np.ndarray:
-    shape = (1, study.n_months, N_MACRO)
-    noise = torch.from_numpy(noise_D.reshape(shape).astype(np.float32)).requires_grad_(True)
-    value = margin(study, target, lines, decode(study, scenario, noise))
-    (slope,) = torch.autograd.grad(value.sum(), noise)
-    return slope.flatten().double().numpy()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Surface:
+    """The margin on representative loans, without gradients (fast) and with them.
 
-
-def _radius(
-    study: Study, target: Target, lines: Lines | None, scenario: str, unit: np.ndarray, farthest: float
-) -> float:
-    """Least distance along a direction at which the margin reaches 0: grids ever finer, to a thousandth.
-
-    Without lines, all loans are carried forward (exact expected cash).
+    Attributes:
+        lines: representative loans. carried: the same, their balances scaled to what they stand for.
     """
-    low, high = 0.0, farthest
-    whole = study.conditional() if lines is None else None
-    for _ in range(3):
-        radii = np.linspace(low, high, _GRID + 1)
-        noise = (radii[:, None] * unit).reshape(-1, study.n_months, N_MACRO).astype(np.float32)
-        with torch.no_grad():
-            macro = decode(study, scenario, torch.from_numpy(noise))
-            values = (
-                _margin_of_all(study, target, whole, macro.numpy().astype(float))
-                if whole is not None
-                else margin(study, target, cast(Lines, lines), macro).numpy()
-            )
-        over = np.flatnonzero(values >= 0)
-        if over.size == 0:
-            return float("inf")
-        if over[0] == 0:
-            return float(radii[0])
-        low, high = radii[over[0] - 1], radii[over[0]]
-    return float(high)
+
+    study: Study
+    target: Target
+    scenario: str
+    lines: Lines
+    carried: ConditionalPool
+
+    @classmethod
+    def of(cls, study: Study, target: Target, scenario: str, n_lines: int) -> _Surface:
+        """On so many representative loans."""
+        lines = study.lines(n_lines)
+        few = study.arrays.take(lines.picked)
+        scaled = replace(few, schedule_LW=few.schedule_LW * lines.pool.weight_L.numpy()[:, None])
+        residual = None if study.residual_LHJ is None else study.residual_LHJ[lines.picked]
+        return cls(
+            study=study,
+            target=target,
+            scenario=scenario,
+            lines=lines,
+            carried=ConditionalPool(scaled, residual),
+        )
+
+    def margins(self, noise_PD: np.ndarray) -> np.ndarray:
+        """(P,) margins."""
+        macro = _path(self.study, self.scenario, noise_PD)
+        return _margins(self.study, self.target, self.carried, macro, self.lines.pool.balance)
+
+    def gradients(self, noise_SD: np.ndarray) -> np.ndarray:
+        """(S, D) their gradients."""
+        shape = (len(noise_SD), self.study.n_months, N_MACRO)
+        noise = torch.from_numpy(noise_SD.reshape(shape).astype(np.float32)).requires_grad_(True)
+        value = margin(self.study, self.target, self.lines, decode(self.study, self.scenario, noise))
+        (slope,) = torch.autograd.grad(value.sum(), noise)
+        return np.asarray(slope.flatten(1).double().numpy())
+
+    def radii(self, units_SD: np.ndarray, farthest_S: np.ndarray) -> np.ndarray:
+        """(S,) least distance along each direction at which the margin reaches 0; infinite where none."""
+        low, high = np.zeros(len(units_SD)), farthest_S.astype(float)
+        found = np.full(len(units_SD), np.inf)
+        live = np.arange(len(units_SD))
+        for _ in range(_ROUNDS):
+            if live.size == 0:
+                break
+            steps = np.linspace(low[live], high[live], _GRID + 1, axis=1)  # (live, G + 1)
+            noise = steps[:, :, None] * units_SD[live, None, :]
+            over = self.margins(noise.reshape(-1, units_SD.shape[1])).reshape(steps.shape) >= 0
+            first = np.where(over.any(axis=1), over.argmax(axis=1), -1)
+            found[live[first < 0]] = np.inf
+            found[live[first == 0]] = steps[first == 0, 0]
+            on = first > 0
+            low[live[on]], high[live[on]] = steps[on, first[on] - 1], steps[on, first[on]]
+            found[live[on]] = high[live[on]]
+            live = live[on]
+        return found
+
+
+def _search(surface: _Surface, units: np.ndarray, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """(least distances (S,), directions (S, D)), all starts at once.
+
+    Every step tries several turns towards the gradient and towards the best start's direction: the margin
+    has kinks (tests, triggers), where the gradient alone zigzags.
+    """
+    units = units.copy()
+    best = surface.radii(units, np.full(len(units), FARTHEST))
+    live = np.flatnonzero(np.isfinite(best) & (best > 0))
+    for _ in range(n_steps):
+        if live.size == 0:
+            break
+        slopes = surface.gradients(units[live] * best[live, None] * 1.01)
+        size = np.linalg.norm(slopes, axis=1)
+        along = (slopes * units[live]).sum(axis=1) / np.maximum(size, 1e-300)
+        go = (size > 0) & (along < _PARALLEL)
+        live, slopes, size = live[go], slopes[go], size[go]
+        if live.size == 0:
+            break
+        goals = np.stack([slopes / size[:, None], np.broadcast_to(units[best.argmin()], slopes.shape)])
+        tried = (1 - _TURNS[:, None, None, None]) * units[live] + _TURNS[:, None, None, None] * goals
+        flat = tried.reshape(-1, live.size, units.shape[1])
+        flat /= np.maximum(np.linalg.norm(flat, axis=2, keepdims=True), 1e-300)
+        ends = np.stack([flat * (best[live] * inward)[:, None] for inward in (1 - _GAIN, _DEEP)])
+        near, deep = surface.margins(ends.reshape(-1, units.shape[1])).reshape(2, len(flat), live.size)
+        hits = near >= 0  # there already; of those the one that is over by most further in
+        pick, nearer = np.where(hits, deep, -np.inf).argmax(axis=0), hits.any(axis=0)
+        live, chosen = live[nearer], flat[pick, np.arange(live.size)][nearer]
+        if live.size == 0:
+            break
+        reached = surface.radii(chosen, best[live] * (1 - _GAIN))
+        units[live], best[live] = chosen, np.minimum(reached, best[live])
+    return best, units
+
+
+def _radius_of_all(study: Study, target: Target, scenario: str, unit: np.ndarray, nearest: float) -> float:
+    """The distance along a direction from the expected cash of every loan, looked for around `nearest`."""
+    whole = study.conditional()
+    for near, far in ((0.9, 1.15), (0.0, 0.9), (1.15, 1.6)):
+        low, high = near * nearest, min(far * nearest, FARTHEST)
+        for _ in range(2):
+            radii = np.linspace(low, high, 5)
+            macro = _path(study, scenario, radii[:, None] * unit)
+            over = _margins(study, target, whole, macro, study.balance) >= 0
+            if not over.any() or (over[0] and low > 0):
+                break
+            first = max(int(over.argmax()), 1)
+            low, high = float(radii[first - 1]), float(radii[first])
+        else:
+            return high if high > 0 else 0.0
+        if nearest == 0:
+            return 0.0
+    return float("inf")
 
 
 def _median_radius(
@@ -305,14 +401,16 @@ def _median_radius(
     seed = derive_seed(study.seed, "reverse stress", "median")
 
     def share(distance: float) -> float:
-        noise = (distance * unit).reshape(1, study.n_months, N_MACRO).astype(np.float32)
-        with torch.no_grad():
-            macro = decode(study, scenario, torch.from_numpy(noise))[0].numpy().astype(float)
+        macro = _path(study, scenario, distance * unit)[0]
         return float(hits_of(study, target, _along(study, macro, n_paths, seed)).mean())
 
-    low, high = _REACH[0] * expected, min(_REACH[1] * expected, FARTHEST)
-    if expected == 0 or share(high) < 0.5:
+    if expected == 0:
         return expected
+    low, high = (factor * expected for factor in _REACH)
+    while share(high) < 0.5:
+        low, high = high, high * _REACH[1]
+        if high > min(_FURTHER * expected, FARTHEST):
+            return expected
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if share(middle) >= 0.5 else (middle, high)
@@ -376,13 +474,20 @@ def read_target(text: str) -> Target:
 
 
 def all_scenarios(
-    study: Study, target: Target, scenarios: Sequence[str], **options: int
-) -> list[ReverseStress]:
-    """The search under each scenario, nearest first; scenarios out of reach are left out."""
-    found = []
-    for name in scenarios:
+    study: Study,
+    target: Target,
+    scenarios: Sequence[str],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **options: int,
+) -> tuple[list[ReverseStress], dict[str, str]]:
+    """The search under each scenario: (those found, nearest first; why not, by scenario out of reach)."""
+    found, missing = [], {}
+    for done, name in enumerate(scenarios, start=1):
         try:
             found.append(reverse_stress(study, target, name, **options))
-        except SimulationError:
-            continue
-    return sorted(found, key=lambda one: one.distance)
+        except OutOfReach as error:
+            missing[name] = str(error.got)
+        if progress is not None:
+            progress(done, len(scenarios))
+    return sorted(found, key=lambda one: one.distance), missing

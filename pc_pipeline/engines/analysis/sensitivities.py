@@ -26,6 +26,7 @@ from pc_pipeline.engines.analysis.study import Lines, Study
 from pc_pipeline.schemas.units import COHORT_FEATURES, LOAN_FEATURES, MACRO_NAMES, MACRO_SERIES
 from pc_pipeline.simulation.gradient_cash import pool_losses
 from pc_pipeline.simulation.monte_carlo import POLICY_RATE
+from pc_pipeline.waterfall.deal import Deal
 from pc_pipeline.waterfall.engine import run_waterfall
 from pc_pipeline.waterfall.gradients import soft_figures
 from pc_pipeline.waterfall.plan import make_plan
@@ -44,7 +45,15 @@ ATTRIBUTES: Mapping[str, str | None] = {
     "log_collateral_cover": None,
     "age_months": "vintage_age_months",
 }
-TERM_KINDS = ("coupon", "fee", "trigger")
+TERM_KINDS = ("coupon", "fee", "trigger", "level", "share", "limit")
+SIZE_STEP = 1e-3  # share of the pool by which a class is made larger, its residual class smaller
+BUMPS: Mapping[str, float] = {"macro": 0.02, "shift": 1e-4, "term": 1e-5}  # of a sd, of a spread, of the unit
+N_CHECKED = 2  # derivatives of each kind that are bumped
+
+
+def short_target(name: str) -> str:
+    """'Senior expected loss' -> 'Senior EL', for the head of a column."""
+    return name.replace("expected loss", "EL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +73,47 @@ class Sensitivities:
     deal: pl.DataFrame
 
     def by_series(self) -> pl.DataFrame:
-        """Macro derivatives summed over months: the whole series moves by one sd. One row per target."""
-        summed = self.macro.group_by("target", "series", maintain_order=True).agg(pl.col("per_sd").sum())
-        return summed.pivot(on="series", index="target", values="per_sd")
+        """Macro derivatives summed over months: the whole series moves by one sd. bps; one row per series."""
+        summed = self.macro.group_by("target", "series", maintain_order=True).agg(
+            pl.col("per_sd").sum() * 1e4
+        )
+        return self._moving(summed.pivot(on="target", index="series", values="per_sd"))
+
+    def wide(self, frame: pl.DataFrame, key: str) -> pl.DataFrame:
+        """`loans` or `deal` with one column per target, rows that move none left out."""
+        table = self._moving(frame.pivot(on="target", index=key, values="per_unit"))
+        return table.filter(pl.sum_horizontal(pl.exclude(key).abs()) > 0)
+
+    def _moving(self, table: pl.DataFrame) -> pl.DataFrame:
+        first, *targets = table.columns
+        kept = [name for name in targets if self.moves(name)]
+        return table.select(first, *(pl.col(name).alias(short_target(name)) for name in kept))
+
+    def moves(self, target: str) -> bool:
+        """Whether any macro series or deal term moves the target visibly (1e-9 per unit)."""
+        macro = self.macro.filter(pl.col("target") == target)["per_sd"].abs().max()
+        terms = self.deal.filter(pl.col("target") == target)["per_unit"].abs().max()
+        return max(float(str(macro)), float(str(terms))) > 1e-9
+
+    def findings(self) -> list[tuple[str, str]]:
+        """Sentences: each expected loss that moves, and what moves it most."""
+        table, told = self.by_series(), []
+        for target in [name for name in self.values if short_target(name) in table.columns]:
+            column = short_target(target)
+            if not column.endswith("EL"):
+                continue
+            largest = table.sort(pl.col(column).abs(), descending=True).head(3)
+            parts = [
+                f"{row['series'].replace('_', ' ')} {row[column]:+.1f} bps"
+                for row in largest.iter_rows(named=True)
+            ]
+            told.append(
+                (
+                    f"{target}: {self.values[target]:.2%}",
+                    f"A whole series one standard deviation higher: {', '.join(parts)}.",
+                )
+            )
+        return told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +164,20 @@ def deal_levels(study: Study) -> dict[str, float]:
 def targets(study: Study, given: Inputs, gate: str = "hard") -> dict[str, Tensor]:
     """Scalars: expected loss of pool and classes, IRR of each class's mean flows where it has one."""
     cash, index = expected_pool_cash(study, given)
-    found = {POOL: pool_losses(cash, given.lines.pool.balance).mean()}
+    balance = given.lines.pool.balance
+    found = {POOL: pool_losses(cash, balance).mean()}
+    return found | class_targets(study.deal, cash, index, balance, gate, given.terms)
+
+
+def class_targets(
+    deal: Deal, cash: Tensor, index: Tensor, balance: float, gate: str, terms: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Expected loss and IRR of each class, by 'Senior expected loss', 'Senior IRR', ..."""
     paid = run_waterfall(
-        cash,
-        study.deal,
-        pool_balance=given.lines.pool.balance,
-        index_rate_PT=index,
-        gate=gate,
-        overrides=given.terms,
+        cash, deal, pool_balance=balance, index_rate_PT=index, gate=gate, overrides=dict(terms)
     )
-    for tranche in study.deal.tranches:
+    found = {}
+    for tranche in deal.tranches:
         if tranche.kind == "io":
             continue
         try:
@@ -165,16 +216,50 @@ def expected_pool_cash(study: Study, given: Inputs) -> tuple[Tensor, Tensor]:
     return cash, given.macro[..., POLICY_RATE]
 
 
+def size_slopes(study: Study, given: Inputs, gate: str) -> list[tuple[str, str, float, float]]:
+    """(target, 'size.<class>', share of the pool, derivative): the class larger, the residual class smaller.
+
+    By central differences along the same cash, since a size is no number that the waterfall is handed.
+    """
+    deal, found = study.deal, []
+    residual = next((k for k, t in enumerate(deal.tranches) if t.kind == "residual" and t.size), None)
+    if residual is None:
+        return []
+    with torch.no_grad():
+        cash, index = expected_pool_cash(study, given)
+        for place, tranche in enumerate(deal.tranches):
+            if place == residual or not tranche.size or (deal.tranches[residual].size or 0.0) <= SIZE_STEP:
+                continue
+            ends = []
+            for step in (SIZE_STEP, -SIZE_STEP):
+                classes = list(deal.tranches)
+                for row, by in ((place, step), (residual, -step)):
+                    classes[row] = classes[row].model_copy(update={"size": (classes[row].size or 0.0) + by})
+                moved = deal.model_copy(update={"tranches": classes})
+                ends.append(class_targets(moved, cash, index, given.lines.pool.balance, gate, {}))
+            for name in ends[0].keys() & ends[1].keys():
+                slope = float(ends[0][name] - ends[1][name]) / (2 * SIZE_STEP)
+                found.append((name, f"size.{tranche.name}", float(tranche.size), slope))
+    return sorted(found)
+
+
 def sensitivities(
-    study: Study, scenario: str = "baseline", *, n_paths: int = 8, n_lines: int = 64, gate: str = "hard"
+    study: Study,
+    scenario: str = "baseline",
+    *,
+    n_paths: int = 8,
+    n_lines: int = 64,
+    gate: str = "hard",
+    given: Inputs | None = None,
 ) -> Sensitivities:
     """All derivatives of all targets under a scenario.
 
     Args:
         n_paths: macro paths averaged over. n_lines: representative loans.
         gate: 'hard' differentiates the deal as it pays; 'soft' also sees tests about to flip.
+        given: what `inputs` made of the scenario, paths and lines.
     """
-    given = inputs(study, scenario, n_paths, n_lines)
+    given = given or inputs(study, scenario, n_paths, n_lines)
     values = targets(study, given, gate)
     macro, loans, deal = [], [], []
     for name, value in values.items():
@@ -189,6 +274,7 @@ def sensitivities(
             (name, term, float(given.terms[term].detach()), float(g))
             for term, g in zip(given.terms, plain[2:], strict=True)
         ]
+    deal += size_slopes(study, given, gate)
     return Sensitivities(
         scenario=scenario,
         values={name: float(value.detach()) for name, value in values.items()},
@@ -242,6 +328,56 @@ def bumped(
             moved = Inputs(lines=given.lines, macro=macro, shift=shift, terms=terms)
             ends.append(targets(study, moved, gate))
     return {name: float(ends[0][name] - ends[1][name]) / (2 * step) for name in ends[0] if name in ends[1]}
+
+
+def check_by_bumps(
+    study: Study, found: Sensitivities, given: Inputs, gate: str = "hard", n_checked: int = N_CHECKED
+) -> pl.DataFrame:
+    """The largest derivatives of each kind beside central differences on the same paths and lines.
+
+    Returns:
+        moved, target, derivative, bump. A difference that crosses a test's flip is not the hard derivative.
+    """
+    rows = []
+    for leaf, moved, place, step, frame in _largest(found, given, n_checked):
+        bump = bumped(study, given, leaf, place, step, gate)
+        own = dict(frame.select("target", "per_unit").rows())
+        rows += [
+            (moved, name, own[name], bump[name])
+            for name in found.values
+            if name in bump and max(abs(own[name]), abs(bump[name])) > 1e-7
+        ]
+    return pl.DataFrame(rows, schema=["moved", "target", "derivative", "bump"], orient="row")
+
+
+def _largest(
+    found: Sensitivities, given: Inputs, n_checked: int
+) -> list[tuple[str, str, tuple[int, ...], float, pl.DataFrame]]:
+    """(leaf, words, place, step, its rows) of the largest derivatives of the pool, and of terms in all."""
+    sd = {series.name: series.sd for series in MACRO_SERIES}
+    macro = found.macro.filter(pl.col("target") == POOL).sort(pl.col("per_sd").abs(), descending=True)
+    picked: list[tuple[str, str, tuple[int, ...], float, pl.DataFrame]] = []
+    for series in macro["series"].unique(maintain_order=True).to_list()[:n_checked]:
+        row = macro.filter(pl.col("series") == series).row(0, named=True)
+        month, step = int(row["month_index"]), BUMPS["macro"] * sd[series]
+        rows = found.macro.filter((pl.col("series") == series) & (pl.col("month_index") == month))
+        picked.append(("macro", f"{series}, month {month}", (month, MACRO_NAMES.index(series)), step, rows))
+    features = given.lines.models.features_LF
+    for name in ("interest_rate", "internal_score", "ltv")[:n_checked]:
+        spread = float(np.nanstd(features[:, LOAN_FEATURES.index(name)]))
+        if not spread > 0:
+            continue
+        rows = found.loans.filter(pl.col("attribute") == name)
+        place = (list(ATTRIBUTES).index(name),)
+        picked.append(("shift", name, place, BUMPS["shift"] * spread, rows))
+    terms = (
+        found.deal.filter(pl.col("term").is_in(list(given.terms)))
+        .group_by("term")
+        .agg(pl.col("per_unit").abs().max())
+    )
+    for term in terms.sort("per_unit", "term", descending=True)["term"].to_list()[:n_checked]:
+        picked.append((term, term, (), BUMPS["term"], found.deal.filter(pl.col("term") == term)))
+    return picked
 
 
 def bumped_simulation(
