@@ -200,7 +200,7 @@ def test_a_record_of_half_years_takes_the_level_that_was_right_and_widens_the_la
     for number, origin in enumerate(
         (date(2018, 6, 1), date(2018, 12, 1), date(2019, 6, 1), date(2019, 12, 1))
     ):
-        parts.append(made_half_year(random, origin, number))
+        parts.append(made_half_year(random, origin))
     rows = {row["figure"]: row for row in record_rows(parts, seed=1)}
     ratio = rows["real auto, expected / realised 30dpd"]
     assert 0.8 < ratio["value"] < 1.25
