@@ -92,7 +92,7 @@ def sensitivities_command(
     soft: Annotated[bool, typer.Option("--soft", help="Soft gates: see tests about to flip.")] = False,
 ) -> None:
     """Derivatives of expected losses and returns to macro series by month, loan attributes, deal terms."""
-    from pc_pipeline.engines.analysis.sensitivities import POOL, check_by_bumps, inputs, sensitivities
+    from pc_pipeline.engines.analysis.sensitivities import check_by_bumps, inputs, sensitivities
     from pc_pipeline.reports.analysis_plots import sensitivity_heat_map
 
     study, gate = asked.study, "soft" if soft else "hard"
@@ -117,7 +117,7 @@ def sensitivities_command(
             "sensitivities_check": checks,
         }
     )
-    moved = [POOL, *(name for name in found.values if name.endswith("loss") and found.moves(name))]
+    moved = [name for name in found.values if name.endswith("loss") and found.moves(name)]
     figures = [(f"{name}: by series and month", sensitivity_heat_map(found.macro, name)) for name in moved]
     asked.page(
         "sensitivities",
@@ -171,6 +171,7 @@ def attribution_command(asked: Asked, mix: Mix = STANDARD_MIX, paths: Paths = 40
     """Expected loss and CVaR of pool and classes split over loans, cohorts, scenarios, series, sources."""
     from pc_pipeline.engines.analysis.attribution import attribute
     from pc_pipeline.engines.analysis.mix import simulate_mix
+    from pc_pipeline.reports import formats
     from pc_pipeline.reports.analysis_plots import attribution_bars
 
     study, shares = asked.study, read_mix(mix)
@@ -188,7 +189,10 @@ def attribution_command(asked: Asked, mix: Mix = STANDARD_MIX, paths: Paths = 40
         print_frame(frame, title, digits=4)
     asked.keep(found.frames())
     figures = [
-        (f"{of}: by {key.replace('_', ' ')}", attribution_bars(found.table(key), key, of=of))
+        (
+            f"{formats.humanize(of)}: by {key.replace('_', ' ')}",
+            attribution_bars(found.table(key), key, of=of),
+        )
         for of in found.losers()
         for key in found.KEYS
         if found.has(key)
@@ -238,7 +242,13 @@ def uncertainty_command(
     paths: Paths = 400,
 ) -> None:
     """Figures over an ensemble of models refitted to resamples; variance split by where it comes from."""
-    from pc_pipeline.engines.analysis.uncertainty import carry, store_members, uncertainty, written_out
+    from pc_pipeline.engines.analysis.uncertainty import (
+        carry,
+        findings,
+        store_members,
+        uncertainty,
+        written_out,
+    )
     from pc_pipeline.reports.analysis_plots import uncertainty_bars
 
     study, shares = asked.study, read_mix(mix)
@@ -252,6 +262,7 @@ def uncertainty_command(
     asked.page(
         "uncertainty",
         "Model uncertainty",
+        findings=findings(table),
         notes=[("run: mix", mix), ("run: members", str(members)), ("run: paths", f"{paths:,}")],
         figures=[("Expected loss and where its uncertainty comes from", uncertainty_bars(table))],
         tables={"figures, % and parts of the sd": shown},

@@ -30,6 +30,7 @@ DealFile = Annotated[
 ]
 Deals = Annotated[Path, typer.Option(help="Folder of the shipped deals.")]
 Seed = Annotated[int, typer.Option(help="Of macro paths and loans.")]
+DIGITS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,15 @@ class Asked:
         """A page under `<store>/reports`: findings, figures, tables."""
         from pc_pipeline.reports.html import write_html
 
+        # Tables of a run are written by their own rules; those of an analysis to four digits.
+        rounded = pl.selectors.float().round_sig_figs(DIGITS)
+        shown = {
+            key: frame if key.endswith("_report") or not findings else frame.with_columns(rounded)
+            for key, frame in (tables or {}).items()
+        }
+
         def write(path: Path) -> None:
-            write_html(path, tables or {}, notes, title=title, figures=figures, findings=findings)
+            write_html(path, shown, notes, title=title, figures=figures, findings=findings)
 
         with self.work("writing the page"):
             written = self.store.write_report(f"{name}.html", write)

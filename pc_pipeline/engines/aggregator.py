@@ -26,6 +26,7 @@ from pc_pipeline.engines.results import SimulationResults, macro_fan
 from pc_pipeline.engines.tail_source import TailSource
 from pc_pipeline.engines.tranches import tranche_results
 from pc_pipeline.loans.features import cohort_table
+from pc_pipeline.loans.frames import to_polars
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.schemas.states import LoanState
 from pc_pipeline.schemas.units import CASH_CHANNELS, N_CASH, canonical_scenario
@@ -297,7 +298,7 @@ class PortfolioAggregator(nn.Module):
         Raises:
             ConfigError: the mix does not sum to 1. SimulationError: see `simulation.monte_carlo`.
         """
-        pool = _as_pool(loans_df)
+        pool = as_pool(loans_df)
         source = macro_vae if macro_source is None else macro_source
         if source is None or transition_model is None:
             raise ConfigError(
@@ -394,8 +395,9 @@ def _spread(n_paths: int, wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, n_paths - 1, min(wanted, n_paths)).astype(int))
 
 
-def _as_pool(loans_df: Any) -> pl.DataFrame:
-    frame = nw.from_native(loans_df, eager_only=True).to_polars()
+def as_pool(loans_df: Any) -> pl.DataFrame:
+    """The pool of a tape (every loan new) or of a pool, polars or pandas."""
+    frame = to_polars(loans_df, ("loan_id",), "loans_df")
     return frame if "current_balance" in frame.columns else pool_snapshot(frame)
 
 

@@ -56,7 +56,8 @@ def attribution_bars(
         values = [by_name.get(name, 0.0) for name in names]
         place = np.arange(len(names)) + height * (k - (len(shown) - 1) / 2)
         axes.barh(place, values, height, color=SERIES_COLOURS[k], label=formats.measure_title(measure))
-    axes.set_yticks(range(len(names)), [short_name(formats.humanize(name)) for name in names])
+    written = formats.series_title if key == "series" else formats.humanize
+    axes.set_yticks(range(len(names)), [short_name(written(name)) for name in names])
     axes.invert_yaxis()
     axes.axvline(0.0, color=MUTED, linewidth=0.6)
     axes.grid(True, axis="x")
@@ -117,7 +118,7 @@ def reverse_stress_paths(frame: pl.DataFrame) -> Figure:
     """
     names = [name for name in MACRO_NAMES if name in frame["series"].to_list()]
     wanted = frame["target"].unique(maintain_order=True).to_list()
-    figure = blank(7.2, 5.0)
+    figure = blank(9.6, 6.0)
     panels = figure.subplots(3, 3, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
         for k, target in enumerate(wanted):
@@ -146,14 +147,22 @@ def uncertainty_bars(table: pl.DataFrame, measure: str = "expected_loss") -> Fig
     Args:
         table: of, measure, value, lower, upper, sampling, parameter, model.
     """
-    rows = table.filter(pl.col("measure") == measure)
+    moves = pl.sum_horizontal("sampling", "parameter", "model") > 1e-16
+    rows = table.filter((pl.col("measure") == measure) & moves)
     names = [short_name(name) for name in rows["of"]]
-    figure = blank(7.2, 1.2 + 0.3 * max(len(names), 1))
+    figure = blank(9.6, 1.2 + 0.32 * max(len(names), 1))
     left, right = figure.subplots(1, 2, sharey=True)
     place = np.arange(len(names))
     value = rows["value"].to_numpy()
     ends = np.abs(np.stack([value - rows["lower"].to_numpy(), rows["upper"].to_numpy() - value]))
     left.errorbar(value, place, xerr=ends, fmt="o", color=INK, capsize=2.5, markersize=4)
+    texts = rows.select(pl.col("value", "lower", "upper") * 100).rows()
+    for height, (middle, low, high) in zip(place, texts, strict=True):
+        text = f"{middle:.3g} ({low:.3g} to {high:.3g})"
+        left.annotate(
+            text, (high / 100, height), (6, 0), "data", "offset points", va="center", color=MUTED, fontsize=7
+        )
+    left.margins(x=0.25)
     left.set_yticks(place, names)
     left.invert_yaxis()
     percent_axis(left, "x")

@@ -30,10 +30,11 @@ from pc_pipeline.engines.tail_source import TailSource, decode
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.loans.tape_generator import LoanTapeGenerator
 from pc_pipeline.models.loan_residual import LoanResidual, LoanResidualConfig
+from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel, TrajectoryConfig
 from pc_pipeline.models.macro_vae import MacroVAE, MacroVAEConfig
 from pc_pipeline.models.transition_transformer import TransitionConfig, TransitionTransformer
 from pc_pipeline.schemas.units import MACRO_NAMES
-from pc_pipeline.simulation.distil import CompiledLoans
+from pc_pipeline.simulation.distil import CompiledLoans, DistilConfig
 from pc_pipeline.simulation.pool import DEFAULT_SEVERITY
 from pc_pipeline.simulation.rows import loan_inputs
 from pc_pipeline.simulation.tails import TailConfig
@@ -84,6 +85,32 @@ def study() -> Study:
 @pytest.fixture(scope="module")
 def mix_run(study):
     return simulate_mix(study, {"baseline": 0.7, "severe": 0.3}, 60, config=QUICK)
+
+
+def test_a_study_of_models_in_memory_is_the_study(study):
+    """The tape, its networks and a deal, as the aggregator takes them; and with pandas."""
+    tape = LoanTapeGenerator(n_loans=N_LOANS, random_seed=2).generate_static_features()
+    same = Study.from_models(
+        tape, study.macro_vae, study.transition_model, compiled=study.compiled, n_months=N_MONTHS, seed=5
+    )
+    macro = study.macro("baseline", 8)
+    np.testing.assert_array_equal(same.simulate(macro).cash_PTC, study.simulate(macro).cash_PTC)
+    assert same.deal == study.deal
+    bare = Study.from_models(study.pool.to_pandas(), study.macro_vae, study.transition_model, n_months=6)
+    assert bare.compiled is None
+    broken = study.pool.with_columns(current_balance=pl.lit(0.0))
+    with pytest.raises(SimulationError, match="without balance"):
+        Study.from_models(broken, study.macro_vae, study.transition_model)
+
+
+def test_a_loan_model_in_memory_is_compiled_for_its_pool(study):
+    torch.manual_seed(3)
+    teacher = LoanTrajectoryModel(TrajectoryConfig(d_model=8, n_heads=1, n_layers=1)).eval()
+    lessons = DistilConfig(n_loans=12, n_paths=2, n_steps=2)
+    pool, vae = study.pool[:40], study.macro_vae
+    found = Study.from_models(pool, vae, study.transition_model, teacher, n_months=N_MONTHS, distil=lessons)
+    assert found.compiled is not None
+    assert found.residual_LHJ.shape == (40, 15, 6)
 
 
 def test_tail_paths_are_weighted_and_their_mean_is_that_of_plain_ones(study, mix_run):

@@ -28,6 +28,7 @@ from pc_pipeline.core.errors import SimulationError
 from pc_pipeline.engines.aggregator import PortfolioAggregator
 from pc_pipeline.engines.analysis.study import Lines, Study
 from pc_pipeline.engines.results import SimulationResults
+from pc_pipeline.reports import formats
 from pc_pipeline.schemas.units import MACRO_NAMES, N_MACRO
 from pc_pipeline.simulation.conditional import ConditionalPool
 from pc_pipeline.simulation.estimators import (
@@ -141,9 +142,10 @@ class Attribution:
                 for key in (key for key in self.KEYS if self.has(key)):
                     rows = self.table(key).filter((pl.col("of") == of) & (pl.col("measure") == measure))
                     first = rows.sort(pl.col("part").abs(), descending=True).row(0, named=True)
+                    name = formats.series_title(first[key]) if key == "series" else str(first[key])
                     share = first["part"] / value if value else 0.0
-                    largest.append(f"{key.replace('_', ' ')} {first[key]} {share:.0%}")
-                texts.append(f"{measure.replace('_', ' ')} {value:.2%}: {', '.join(largest)}.")
+                    largest.append(f"{key.replace('_', ' ')} {name.replace('_', ' ')} {share:.0%}")
+                texts.append(f"{formats.measure_title(measure)} {value:.2%}, of it {', '.join(largest)}.")
             told.append((of, " ".join(texts)))
         return told
 

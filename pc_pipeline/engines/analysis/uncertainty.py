@@ -231,3 +231,21 @@ def written_out(table: pl.DataFrame) -> pl.DataFrame:
         *(pl.col(name) * 100 for name in ("value", "lower", "upper")),
         *(pl.col(name).sqrt() * 100 for name in ("sampling", "parameter", "model")),
     )
+
+
+def findings(table: pl.DataFrame) -> list[tuple[str, str]]:
+    """Sentences: the expected loss of pool and classes, its interval, how its variance splits."""
+    told = []
+    for row in table.filter(pl.col("measure") == "expected_loss").iter_rows(named=True):
+        parts = {name: float(row[name]) for name in ("sampling", "parameter", "model")}
+        total = sum(parts.values())
+        if total <= 1e-16:
+            continue
+        split = ", ".join(f"{name} {part / total:.0%}" for name, part in parts.items())
+        told.append(
+            (
+                f"{row['of']}: expected loss {row['value']:.2%}",
+                f"95% interval {row['lower']:.2%} to {row['upper']:.2%}; its variance: {split}.",
+            )
+        )
+    return told
