@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pc_pipeline.core.errors import ConfigError, SimulationError
 from pc_pipeline.core.rng import derive_seed
-from pc_pipeline.engines.macro_sources import draw_macro
+from pc_pipeline.engines.macro_sources import check_count, draw_macro
 from pc_pipeline.engines.pool_models import PoolModels
 from pc_pipeline.engines.results import SimulationResults, macro_fan
 from pc_pipeline.engines.tail_source import TailSource
@@ -30,12 +30,14 @@ from pc_pipeline.loans.frames import to_polars
 from pc_pipeline.loans.pool import pool_snapshot
 from pc_pipeline.schemas.states import LoanState
 from pc_pipeline.schemas.units import CASH_CHANNELS, N_CASH, canonical_scenario
+from pc_pipeline.simulation.batches import check_disk, kept_paths
 from pc_pipeline.simulation.distil import CompiledLoans, DistilConfig, distil_loans
 from pc_pipeline.simulation.monte_carlo import (
     Progress,
     SimulatedCash,
     SimulationConfig,
     cash_from_table,
+    check_memory,
     simulate_pool,
 )
 from pc_pipeline.simulation.own_luck import luck_along
@@ -302,13 +304,19 @@ class PortfolioAggregator(nn.Module):
         source = macro_vae if macro_source is None else macro_source
         if source is None or transition_model is None:
             raise ConfigError(
-                "a run needs a macro source and a transition model", got=(source, transition_model)
+                "a run needs a macro source and a transition model",
+                got=(type(source).__name__, type(transition_model).__name__),
             )
         if reference_month is None:
             reference_month = int(getattr(trajectory_model, "reference_month", 0)) or None
         mix = check_mix(scenario_mix)
+        check_count(n_simulations, n_months)
         config = config or SimulationConfig(seed=seed)
-        pool_arrays(pool, cohort_table(pool), n_months)  # a pool that cannot be simulated fails here
+        cohorts = cohort_table(pool)
+        arrays = pool_arrays(pool, cohorts, n_months)  # what cannot be simulated fails here, before any work
+        check_memory(arrays, cohorts.height, n_simulations, n_months, config)
+        if run_folder is not None:
+            check_disk(run_folder, n_simulations - kept_paths(run_folder, n_months), n_months)
         check_sampling(sampling, source)
         lessons = distil or DistilConfig(seed=seed)
         macro_seed, n_plain = derive_seed(seed, "macro"), n_simulations

@@ -201,16 +201,25 @@ def paths_by_scenario(mix: Mapping[str, float], n_paths: int) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count > 0}
 
 
+def check_count(n_paths: int, n_months: int) -> None:
+    """Refuse a run of no paths or no months.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if n_paths < 1 or n_months < 1:
+        raise ConfigError(
+            "nothing to simulate", expected="n_simulations, n_months >= 1", got=(n_paths, n_months)
+        )
+
+
 def draw_macro(given: Any, mix: Mapping[str, float], n_paths: int, n_months: int, seed: int) -> MacroPaths:
     """Macro paths of a mix, scenarios one after the other, or as the source's own `draw_mix` sets them.
 
     Raises:
         ConfigError: nothing to draw. SimulationError: the source is shorter than the run.
     """
-    if n_paths < 1 or n_months < 1:
-        raise ConfigError(
-            "nothing to simulate", expected="n_simulations, n_months >= 1", got=(n_paths, n_months)
-        )
+    check_count(n_paths, n_months)
     source = as_source(given)
     longest = getattr(source, "longest", None)
     if longest is not None and longest < n_months:

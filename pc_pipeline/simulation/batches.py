@@ -40,6 +40,34 @@ def fingerprint(pool: PoolArrays, *arrays: np.ndarray | None, numbers: tuple[int
     return digest.hexdigest()
 
 
+def check_disk(folder: str | Path, n_paths: int, n_months: int) -> None:
+    """Refuse to keep so many further paths where the disk has no room for them.
+
+    Args:
+        folder: where they would go; it need not exist.
+
+    Raises:
+        SimulationError: no room.
+    """
+    place = Path(folder).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    needed, free = n_paths * n_months * N_CASH * 8 * _SPARE, shutil.disk_usage(place).free
+    if needed > free:
+        raise SimulationError(
+            "the disk has no room for the run",
+            expected=f"{needed / 1e6:.0f} MB free",
+            got=f"{free / 1e6:.0f} MB",
+            where=str(folder),
+        )
+
+
+def kept_paths(root: str | Path, n_months: int) -> int:
+    """Paths whose batches lie under `root`, of whatever runs: at most so many need not be written again."""
+    held = sum(place.stat().st_size for place in Path(root).glob("*/batch_*.npz"))
+    return int(held // (n_months * N_CASH * 8))
+
+
 @dataclass(frozen=True, slots=True)
 class BatchStore:
     """Batches of one run in `folder`; paths are numbered from 0 within the run."""
@@ -58,16 +86,7 @@ class BatchStore:
         for scrap in folder.glob("*.part"):
             scrap.unlink()
         store = cls(folder)
-        missing = n_paths - sum(high - low for low, high, _ in store.finished(n_paths))
-        needed = missing * n_months * N_CASH * 8 * _SPARE
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise SimulationError(
-                "the disk has no room for the run",
-                expected=f"{needed / 1e6:.0f} MB free",
-                got=f"{free / 1e6:.0f} MB",
-                where=str(folder),
-            )
+        check_disk(folder, n_paths - sum(high - low for low, high, _ in store.finished(n_paths)), n_months)
         return store
 
     def finished(self, n_paths: int) -> list[tuple[int, int, Path]]:

@@ -255,9 +255,25 @@ def check_run(
             raise SimulationError("residual weights must be finite and not negative")
     if luck is not None and not np.array_equal(luck.pool.loan_key_L, pool.loan_key_L):
         raise SimulationError("own luck was worked out for another pool", got=luck.pool.n_loans)
-    needed = run_megabytes(pool, n_cohorts, n_paths, n_months, config)
-    if luck is not None:
-        needed += luck.worth_BTJL.nbytes / 1e6
+    check_memory(
+        pool, n_cohorts, n_paths, n_months, config, 0.0 if luck is None else luck.worth_BTJL.nbytes / 1e6
+    )
+
+
+def check_memory(
+    pool: PoolArrays,
+    n_cohorts: int,
+    n_paths: int,
+    n_months: int,
+    config: SimulationConfig,
+    more_mb: float = 0.0,
+) -> None:
+    """Refuse a run whose arrays, and `more_mb`, pass `memory_limit_mb`.
+
+    Raises:
+        SimulationError: they do.
+    """
+    needed = run_megabytes(pool, n_cohorts, n_paths, n_months, config) + more_mb
     if needed > config.memory_limit_mb:
         raise SimulationError(
             "the run would not fit the memory allowed",

@@ -83,6 +83,24 @@ def test_the_whole_run_fills_every_frame(results):
     assert equity.expected_loss >= senior.expected_loss
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"n_simulations": 10**9}, "would not fit the memory"),
+        ({"n_simulations": 10**9, "config": SimulationConfig(memory_limit_mb=1e12)}, "disk has no room"),
+        ({"n_simulations": 0}, "nothing to simulate"),
+        ({"n_months": 0}, "nothing to simulate"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(loans, models, tmp_path, given, message):
+    def untouched(*_):
+        raise AssertionError("macro paths were drawn")
+
+    options = {"n_simulations": 10, "n_months": N_MONTHS, "run_folder": tmp_path / "runs"} | given
+    with pytest.raises((SimulationError, ConfigError), match=message):
+        PortfolioAggregator().monte_carlo_simulate(loans, *models, macro_source=untouched, **options)
+
+
 def test_same_seed_same_bytes(loans, models, results):
     again = PortfolioAggregator().monte_carlo_simulate(
         loans.to_pandas(),
