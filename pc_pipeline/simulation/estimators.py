@@ -23,6 +23,7 @@ from pc_pipeline.simulation.control import Control
 
 CONFIDENCE = 0.95
 CONTROL_ROUNDS = 3  # quantile and its control, in turns
+FEW_PATHS = 4  # a tail of fewer says little of its own mean: a fitted tail bounds that from above
 CONTROL_PATHS = 4  # effective paths a tail must hold for that
 VAR_LEVELS = {"95": 0.95, "99": 0.99, "999": 0.999}
 MEASURES = ("expected_loss", *(f"{kind}_{name}" for kind in ("var", "cvar") for name in VAR_LEVELS))
@@ -88,7 +89,7 @@ def expected_loss(
     n = losses_P.size
     small = n / max(n - 1, 1) if strata_P is None else 1.0
     error = np.sqrt(_variance(weights * (values - mean), strata_P) * small)
-    width = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * error)
+    width = _quantile(weights * (values - mean), strata_P) * float(error)
     return Estimate(mean, mean - width, mean + width)
 
 
@@ -139,8 +140,10 @@ def is_deep(in_tail_P: np.ndarray, weights_P: np.ndarray) -> bool:
     return bool(effective_sample_size(weights) >= CONTROL_PATHS) if weights.size else False
 
 
-def _beyond_the_sample(sorted_P: np.ndarray, weights_P: np.ndarray, level: float) -> float:
-    """Upper end of the interval of a quantile that lies about the largest loss seen.
+def _beyond_the_sample(
+    sorted_P: np.ndarray, weights_P: np.ndarray, level: float, *, of_mean: bool = False
+) -> float:
+    """Upper end of the interval of a quantile about the largest loss seen, or of the mean beyond it.
 
     A generalised Pareto tail is fitted by probability-weighted moments (Hosking and Wallis 1987) to the
     largest tenth (20 to 250 losses); its quantile at the level, with the delta method's error at shape 0.
@@ -157,10 +160,12 @@ def _beyond_the_sample(sorted_P: np.ndarray, weights_P: np.ndarray, level: float
     shape = float(np.clip(2.0 - first / (first - 2 * second), -0.5, 0.9))
     scale = 2 * first * second / (first - 2 * second)
     odds = max(np.log(mass / (1 - level)), 0.0)
-    growth = np.expm1(shape * odds) / shape if abs(shape) > 1e-6 else odds
-    # log-quantile error: of the scale (relative, 1/sqrt k) and of the shape (~ odds / 2, 1/sqrt k)
-    error = scale * growth * np.sqrt((2.0 + (odds / 2.0) ** 2) / effective_sample_size(weights))
-    return float(floor + scale * growth + stats.norm.ppf((1 + CONFIDENCE) / 2) * error)
+    over = scale * (np.expm1(shape * odds) / shape if abs(shape) > 1e-6 else odds)
+    if of_mean:
+        over, odds = (over + scale) / (1.0 - shape), odds + 1.0
+    # log error: of the scale (relative, 1/sqrt k) and of the shape (~ odds / 2, 1/sqrt k)
+    error = over * np.sqrt((2.0 + (odds / 2.0) ** 2) / effective_sample_size(weights))
+    return float(floor + over + stats.norm.ppf((1 + CONFIDENCE) / 2) * error)
 
 
 def conditional_value_at_risk(
@@ -193,7 +198,11 @@ def conditional_value_at_risk(
             value = max(v + float(weights @ excess) / (1 - level), v)
         influence = excess / (1 - level) - (value - v)
     below, above = _skewed_interval(weights * influence, strata_P)
-    return Estimate(value, value - below, value + above)
+    upper = value + above
+    if strata_P is None and int(in_tail.sum()) < FEW_PATHS:
+        order = np.argsort(losses_P, kind="stable")
+        upper = max(upper, _beyond_the_sample(losses_P[order], weights[order], level, of_mean=True))
+    return Estimate(value, value - below, upper)
 
 
 def _variance(terms_P: np.ndarray, strata_P: np.ndarray | None) -> float:
@@ -223,6 +232,24 @@ def _within(terms_P: np.ndarray, strata_P: np.ndarray) -> np.ndarray:
     return (terms_P - centre[place]) * np.sqrt(counts / (counts - 1.0))[place]
 
 
+def _quantile(terms_P: np.ndarray, strata_P: np.ndarray | None) -> float:
+    """Half width of a 95 % interval in standard errors: normal, Student's t where strata carry the variance.
+
+    Degrees of freedom (Satterthwaite 1946) from the strata's variances v with k - 1 each: (sum v)^2 over
+    sum v^2 / (k - 1), both without the bias that v^2 overstates its square by (k + 1) / (k - 1).
+    """
+    if strata_P is None:
+        return float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    _, place = np.unique(strata_P, return_inverse=True)
+    free = np.bincount(place) - 1.0
+    variance = np.bincount(place, weights=_within(terms_P, strata_P) ** 2)
+    fourth = float((variance**2 / (free + 2.0)).sum())
+    if fourth <= 0.0:
+        return float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    degrees = max(float(variance.sum()) ** 2 / fourth - 2.0, 1.0)
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))
+
+
 def _skewed_interval(terms_P: np.ndarray, strata_P: np.ndarray | None = None) -> tuple[float, float]:
     """Distances to the ends of the 95 % interval of a sum of independent terms of mean zero.
 
@@ -232,7 +259,7 @@ def _skewed_interval(terms_P: np.ndarray, strata_P: np.ndarray | None = None) ->
     Small strata say nothing of skewness and need none: they put many paths into the tail.
     """
     error = float(np.sqrt(_variance(terms_P, strata_P)))
-    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    z = _quantile(terms_P, strata_P)
     if error == 0.0 or strata_P is not None:
         return z * error, z * error
     g = float((terms_P**3).sum()) / error**3

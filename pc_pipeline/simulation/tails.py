@@ -44,7 +44,8 @@ class TailConfig:
         n_directions: K, directions of the noise that the surface sees, >= 1.
         n_gradients: points at which the loss is differentiated to find them, per scenario.
         n_pilot: macro paths per scenario the surface is fitted to.
-        n_candidates: N, rounded up to a power of two.
+        n_candidates: N, rounded up to a power of two; 64 a path where that is more, so that the net's own
+            error stays below theirs.
         per_stratum: paths of a stratum, >= 2.
         aims: measure -> share of the paths spent on it; what is left of 1 is spread evenly (a of eq. (2)).
     """
@@ -97,8 +98,13 @@ class Surface:
 
     def predict(self, s_NK: np.ndarray) -> np.ndarray:
         """(N,) predicted loss. Beyond 6 from the centre the surface is held: a quadratic may turn back."""
-        length = np.linalg.norm(s_NK, axis=1, keepdims=True)
-        return np.exp(quadratic(s_NK * np.minimum(1.0, 6.0 / np.maximum(length, 1e-9))) @ self.coefficients)
+        found = np.empty(len(s_NK))
+        for low in range(0, len(s_NK), _AT_ONCE):
+            part = s_NK[low : low + _AT_ONCE]
+            length = np.linalg.norm(part, axis=1, keepdims=True)
+            held = part * np.minimum(1.0, 6.0 / np.maximum(length, 1e-9))
+            found[low : low + _AT_ONCE] = np.exp(quadratic(held) @ self.coefficients)
+        return found
 
 
 def quadratic(s_NK: np.ndarray) -> np.ndarray:
@@ -150,9 +156,11 @@ class Design:
     offset_P: np.ndarray
 
 
-def candidates(shares_S: np.ndarray, config: TailConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def candidates(
+    shares_S: np.ndarray, n_paths: int, config: TailConfig, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(s (N, K), scenario (N,)): a scrambled Sobol net; its first coordinate picks the scenario."""
-    power = int(np.ceil(np.log2(config.n_candidates)))
+    power = int(np.ceil(np.log2(max(config.n_candidates, _PER_PATH * n_paths))))
     net = stats.qmc.Sobol(
         config.n_directions + 1, rng=np.random.default_rng(derive_seed(seed, "tails", "net"))
     )
@@ -215,7 +223,7 @@ def design(
     """
     if n_paths < config.per_stratum:
         raise ConfigError("too few paths for a stratum", expected=config.per_stratum, got=n_paths)
-    s, scenario = candidates(shares_S, config, seed)
+    s, scenario = candidates(shares_S, n_paths, config, seed)
     predicted, spread, luck = np.empty(len(s)), np.empty(len(s)), np.empty(len(s))
     for row, surface in enumerate(surfaces):
         here = scenario == row
@@ -240,6 +248,7 @@ def design(
 
 
 _STEP: Final = 16  # the density is worked out at every so many candidates
+_PER_PATH, _AT_ONCE = 64, 16_384  # candidates: for each path at least; whose surface is worked out at a time
 
 
 def _cells(density_M: np.ndarray, n: int, n_strata: int) -> np.ndarray:
