@@ -154,7 +154,7 @@ def reverse_stress_command(
         typer.echo(text if name not in missing else f"{name}: {text}")
     tables = {} if not found else {"reverse stress": pl.concat([one.row() for one in found])}
     for frame in tables.values():
-        print_frame(frame, digits=4)
+        print_frame(frame.drop("less_plausible", "lower", "upper", "starts"), digits=3)
     asked.keep({} if not found else {"reverse_stress": pl.concat([one.frame() for one in found])})
     asked.page(
         "reverse_stress",

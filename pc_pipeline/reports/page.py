@@ -97,6 +97,7 @@ class Page:
     scores: tuple[Grid, ...]
     model_pictures: tuple[Picture, ...]
     further: tuple[Grid, ...]
+    is_analysis: bool = False  # findings, figures and tables alone
     notes: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
 
 
@@ -119,6 +120,7 @@ def build_page(
     currency = next((text for label, text in groups["run"] if label.lower() == "currency"), plots.CURRENCY)
     return Page(
         title=formats.plain(title),
+        is_analysis=bool(findings),
         findings=tuple(findings) or tuple(_findings(frames, scenarios)),
         headline=headline_grid(frames, scenarios),
         comparisons=tuple(_comparisons(frames)),

@@ -235,3 +235,14 @@ def test_long_unknown_tables_are_cut() -> None:
 def test_a_frame_that_breaks_its_contract_is_named() -> None:
     with pytest.raises(SchemaError, match="cash_flow_report"):
         render_html({"cash_flow_report": pl.DataFrame({"scenario": ["a"]})}, {})
+
+
+def test_a_page_of_an_analysis_has_findings_figures_and_tables_alone(tmp_path: Path) -> None:
+    table = pl.DataFrame({"class": ["Senior"], "value": [0.25]})
+    text = write_html(
+        tmp_path / "a.html", {"by class": table}, [], title="A", findings=[("Senior", "Loses <nothing>.")]
+    ).read_text()
+    assert "Loses &lt;nothing&gt;." in text
+    assert "No results were handed" not in text
+    assert "Data quality" not in text
+    assert text.index("Findings") < text.index("Tables") < text.index("Senior</th>")

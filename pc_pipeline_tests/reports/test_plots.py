@@ -215,3 +215,15 @@ def test_training_curves_leave_out_what_is_no_curve() -> None:
 def test_calibration_lengths_must_agree() -> None:
     with pytest.raises(DataError, match="length"):
         model_plots.calibration([0.1], [0.1, 0.2])
+
+
+def test_a_last_month_that_dwarfs_the_others_is_written_not_drawn() -> None:
+    axes = Figure().subplots()
+    plots.cut_last_month(axes, np.array([3.0, 4.0, 2.0, 1.0, 100.0]), "million")
+    assert axes.get_ylim()[1] == pytest.approx(4.6)
+    assert "last month 100 million" in axes.texts[0].get_text()
+    plain = Figure().subplots()
+    plain.plot([3.0, 4.0, 2.0, 1.0, 5.0])
+    plots.cut_last_month(plain, np.array([3.0, 4.0, 2.0, 1.0, 5.0]), "million")
+    assert not plain.texts
+    assert plain.get_ylim()[1] > 5.0

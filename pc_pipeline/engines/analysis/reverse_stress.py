@@ -144,12 +144,12 @@ class ReverseStress:
 
     def summary(self) -> str:
         """A sentence for a committee."""
-        odds = 1.0 / max(self.probability, 1e-12)
+        odds = f"{1.0 / self.probability:,.0f}" if self.probability > 1e-9 else "a billion or more"
         verdict = "confirmed" if self.is_confirmed else "NOT CONFIRMED"
         own = f"{self.percentile:.0%} of the scenario's own paths are less plausible"
         return (
             f"{self.target} under {self.scenario}: nearest path at distance {self.distance:.2f} "
-            f"({self.distance_expected:.2f} by expected cash; {own}), about one in {odds:,.0f}; {verdict}: "
+            f"({self.distance_expected:.2f} by expected cash; {own}), about one in {odds}; {verdict}: "
             f"along it {self.hits.value:.0%} of simulations hit "
             f"({self.hits.lower:.0%} to {self.hits.upper:.0%}), mean pool loss {self.loss.value:.2%}"
         )
@@ -242,8 +242,8 @@ def reverse_stress(
         raise OutOfReach(
             "no macro path reaches the target",
             expected=f"one within {FARTHEST:g} standard deviations",
-            got=f"{target}: none found from {n_starts} starts; that far out along the loss the pool loses "
-            f"{lost:.1%}",
+            got=f"{target}: none found from {n_starts} starts within {FARTHEST:g} standard deviations; at "
+            f"that distance along its loss direction the pool loses {lost:.1%}",
             where=f"scenario {scenario}",
         )
     distance = _median_radius(study, target, scenario, unit, expected, n_confirm)
