@@ -220,6 +220,11 @@ class Simulations(Table):
     defaulted_balance: float = _f("balance charged off, currency", ge=0)
     recovery: float = _f("recovery cash, currency", ge=0)
     index_rate: float = _f("policy rate of the path, decimal per year")
+    stratum: int | None = _f("stratum the path was drawn in, where paths are drawn along the loss", ge=0)
+    luck: float | None = _f("loss by the loans' own luck, mean 0 given the macro path, share of the pool")
+    square: float | None = _f("such that luck squared less it has mean 0, share of the pool squared", ge=0)
+    predicted: float | None = _f("loss predicted from the macro path alone, share of the pool", ge=0)
+    offset: float | None = _f("guess of the loss less its mean over the stratum, share of the pool")
 
 
 class PoolReport(Table):

@@ -28,12 +28,14 @@ from pc_pipeline.models.device import same_bits_twice
 from pc_pipeline.models.loan_residual import N_MOVES, NO_EDGE, SCORE, LoanResidual, LoanResidualConfig
 from pc_pipeline.schemas.states import LoanState
 from pc_pipeline.simulation.history import HISTORY_STATE, N_HISTORY, history_along
-from pc_pipeline.simulation.pool import DEFAULT_SEVERITY
+from pc_pipeline.simulation.own_luck import exposed_losses, predicted_losses
+from pc_pipeline.simulation.pool import DEFAULT_SEVERITY, DUE_AT_CUTOFF, mean_severity, pool_arrays
 from pc_pipeline.simulation.rows import NetworkRows, calendar_tensor, loan_inputs
 
 MIN_SCORES, SOLVER_ROUNDS, SMOOTH_MONTHS = 30, 4, 3
 HORIZONS = (12, 36, 60)
 MIN_DEFAULTS_FOR_SEVERITY = 50
+MOST_RANKED, TAIL_PATHS = 512, 4  # paths ranked by predicted loss; taken about VaR 99, and beyond it
 # Clock positions: never missed; 1..12 months since a miss (12 stands); each bucket's months 1-3 (3 stands).
 N_CLOCK = 1 + 12 + 9
 
@@ -76,7 +78,8 @@ class CompiledLoans:
         model: the student with its intercepts and severities.
         distance: to the teacher, on loans' histories and macro paths not taught: 'kl_per_step' (nats),
             'default_gap_<months>' relative gap of cumulative defaults, overall and by score third
-            ('_low', '_mid', '_high'), each with '_se' from the teacher's sample.
+            ('_low', '_mid', '_high'); 'loss_gap', 'var_99_gap', 'cvar_99_gap', relative gaps of expected
+            loss, VaR 99 and CVaR 99; each with '_se' from the teacher's sample (95 % interval: 1.96 of it).
     """
 
     model: LoanResidual
@@ -108,6 +111,8 @@ class Lessons:
             class before each month, class -1 after the end. target_NTJ: teacher's probabilities (N, T, 6).
         is_final_NT: in or after the final month. start: clock position (N,). loan: sample loan (N,).
         severity_N, asset_N: loss given default where a default occurred (NaN elsewhere), and asset class.
+        exposed_NTK: (N, T + 1, 4) balance charged off by a default out of a state in a month, share of the
+            sample's; last: standing at the horizon.
     """
 
     rows_NTKJ: Tensor
@@ -119,6 +124,7 @@ class Lessons:
     loan_N: np.ndarray
     severity_N: np.ndarray
     asset_N: np.ndarray
+    exposed_NTK: Tensor
 
 
 def distil_loans(
@@ -150,6 +156,11 @@ def distil_loans(
     ask = _Teacher(teacher, rows, sample, reference_month)
     taught = ask.lessons(paths[::2], derive_seed(config.seed, "distil", "taught"))
     held_out = ask.lessons(paths[1::2], derive_seed(config.seed, "distil", "held out"))
+    at_var, beyond = ask.tail_paths(macro_PTM)
+    tail = {
+        name: ask.lessons(macro_PTM[rows_of], derive_seed(config.seed, "distil", name))
+        for name, rows_of in (("var_99", at_var), ("cvar_99", beyond))
+    }
     features = torch.from_numpy(ask.features)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "distil", "student") % 2**63)
@@ -164,6 +175,8 @@ def distil_loans(
     with torch.inference_mode():
         student.severity.copy_(torch.from_numpy(_severity_table(taught, held_out)))
         distance = _distance(student, held_out, features)
+        for name, lessons in {"loss": held_out, **tail}.items():
+            distance |= _loss_gap(f"{name}_gap", student, lessons, features)
     return CompiledLoans(model=student.eval(), distance=distance)
 
 
@@ -182,6 +195,30 @@ class _Teacher:
         self.state = sample["loan_state"].to_numpy().astype(np.int64)
         self.since = sample["months_since_miss"].to_numpy().astype(np.int64)
         self.final = sample["remaining_term_months"].to_numpy().astype(np.int64) - 1
+        self.sample = sample
+
+    def tail_paths(self, macro_PTM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Paths about the 99 % quantile of the loss that their rows predict, and paths beyond it."""
+        n_paths, n_months = macro_PTM.shape[:2]
+        some = np.unique(np.linspace(0, n_paths - 1, min(n_paths, MOST_RANKED)).astype(int))
+        arrays = pool_arrays(self.sample, self.rows.cohorts, n_months)
+        severity_G = mean_severity(arrays)
+        share = np.zeros((self.rows.cohorts.height, 4))
+        np.add.at(share, (arrays.cohort_L, arrays.state_L), arrays.balance_L)
+        share /= np.maximum(share.sum(axis=1, keepdims=True), 1e-9)
+        exposed = exposed_losses(arrays, len(share), severity_G)
+        predicted = np.concatenate(
+            [
+                predicted_losses(self.rows(macro_PTM[some[low : low + 64]]), exposed, share)
+                for low in range(0, some.size, 64)
+            ]
+        )
+        ranked = some[np.argsort(predicted, kind="stable")]
+        edge = int(0.99 * ranked.size)
+        band = slice(
+            min(int(0.98 * ranked.size), edge - 1), min(edge + max(ranked.size // 200, 1), ranked.size)
+        )
+        return _few_of(ranked[band]), _few_of(ranked[edge:])
 
     def lessons(self, macro_PTM: np.ndarray, seed: int) -> Lessons:
         """Histories of every sample loan along every path, path after path."""
@@ -209,7 +246,21 @@ class _Teacher:
             loan_N=np.tile(np.arange(self.state.size), n_paths),
             severity_N=_severities(states, drawn["charge_offs"][0], drawn["losses"][0]),
             asset_N=np.tile(self.features[:, :4].argmax(axis=1), n_paths),
+            exposed_NTK=torch.from_numpy(self._exposed(n_months)).repeat(n_paths, 1, 1),
         )
+
+    def _exposed(self, n_months: int) -> np.ndarray:
+        """(L, T + 1, 4) as `Lessons.exposed_NTK` of the sample loans, float32."""
+        arrays = pool_arrays(self.sample, self.rows.cohorts, n_months)
+        due = np.minimum(np.arange(n_months + 1), arrays.final_L[:, None] + 1) + DUE_AT_CUTOFF
+        column = np.maximum(due[:, :, None] - np.arange(4), 0).reshape(arrays.n_loans, -1)
+        balance = np.take_along_axis(arrays.schedule_LW, column, axis=1).reshape(arrays.n_loans, -1, 4)
+        return (balance / arrays.total_balance).astype(np.float32)
+
+
+def _few_of(rows: np.ndarray) -> np.ndarray:
+    """At most TAIL_PATHS of them, evenly spaced."""
+    return rows[np.unique(np.linspace(0, rows.size - 1, min(TAIL_PATHS, rows.size)).astype(int))]
 
 
 def _severities(states: Tensor, charge_offs: Tensor, losses: Tensor) -> np.ndarray:
@@ -387,8 +438,11 @@ def _default_value(student: LoanResidual, lessons: Lessons, residual: Tensor, mo
     return values[::-1]
 
 
-def _worth(value_NH: Tensor) -> Tensor:
-    """(N, 22, 6) worth of each move from each clock position, given the worth of positions a month on."""
+def _worth(value_NH: Tensor, lost_NK: Tensor | None = None) -> Tensor:
+    """(N, 22, 6) worth of each move from each clock position, given the worth of positions a month on.
+
+    A default is worth `lost_NK` by the state it comes from, or 1.
+    """
     worth = torch.zeros(*value_NH.shape, N_MOVES)
     onward = torch.tensor([0, *range(2, 13), 12])
     worth[:, :13, 0] = value_NH[:, onward]
@@ -397,7 +451,10 @@ def _worth(value_NH: Tensor) -> Tensor:
         first = 13 + 3 * (state - 1)
         worth[:, :, state] = value_NH[:, first : first + 1]
         worth[:, first : first + 3, state] = value_NH[:, [first + 1, first + 2, first + 2]]
-    worth[:, :, LoanState.default] = 1.0
+    if lost_NK is None:
+        worth[:, :, LoanState.default] = 1.0
+    else:
+        worth[:, :, LoanState.default] = lost_NK[:, torch.from_numpy(HISTORY_STATE)[_clock_classes()]]
     return worth
 
 
@@ -449,6 +506,33 @@ def _distance(student: LoanResidual, lessons: Lessons, features: Tensor) -> dict
         for name, picked in _score_thirds(score).items():
             found |= _relative_gap(f"default_gap_{months}{name}", gap.numpy()[picked], level[picked])
     return found
+
+
+def _loss_gap(key: str, student: LoanResidual, lessons: Lessons, features: Tensor) -> dict[str, float]:
+    """Relative gap of the expected loss on some macro paths, as `_distance`, defaults worth what they lose.
+
+    On paths about (beyond) the 99 % quantile it is the gap of VaR 99 (CVaR 99) to first order: both move
+    by the mean of what moves losses there.
+    """
+    residual = student(features)[torch.from_numpy(lessons.loan_N)]
+    positions, living = _positions(lessons), lessons.class_NT >= 0
+    rows, n_months = torch.arange(len(positions)), positions.shape[1]
+    severity = student.severity.mean(dim=1)[torch.from_numpy(lessons.asset_N)]
+    lost = lessons.exposed_NTK * severity[:, None, None]
+    value = torch.zeros(len(positions), N_CLOCK)
+    value[:, 19:] = lost[:, n_months, 3:]  # convention `horizon_sale`
+    gap = torch.zeros(len(positions), dtype=torch.float64)
+    for t in range(n_months - 1, -1, -1):
+        worth = _worth(value, lost[:, t])
+        moves = _settle(
+            _moves(lessons.rows_NTKJ[:, t], residual, student.intercept[t]), lessons.is_final_NT[:, t]
+        )
+        here = positions[:, t].clamp(min=0)
+        taught = _settle_rows(lessons.target_NTJ[:, t], lessons.is_final_NT[:, t])
+        told = (moves[rows, here] - taught) * worth[rows, here]
+        gap += torch.where(living[:, t], told.sum(dim=-1), 0.0).double()
+        value = (moves * worth).sum(dim=-1)
+    return _relative_gap(key, gap.numpy(), value[rows, lessons.start_N].double().numpy())
 
 
 def _ended(moves_MJ: Tensor, is_final_M: Tensor) -> Tensor:

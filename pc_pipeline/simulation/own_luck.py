@@ -126,6 +126,12 @@ def _cohort_worth(rows_CTKJ: Any, exposed_CT: Any) -> Any:
     return out
 
 
+def predicted_losses(rows_PCTKJ: np.ndarray, exposed_CT: np.ndarray, share_CK: np.ndarray) -> np.ndarray:
+    """(P,) loss that rows alone predict, currency; `share_CK`: how a cohort stands at the cut-off."""
+    found = [_cohort_worth(np.asarray(rows, dtype=np.float32), exposed_CT)[:, 0] for rows in rows_PCTKJ]
+    return np.einsum("pck,ck->p", np.stack(found), share_CK)
+
+
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 def _factors(rows_PCTKJ: Any, exposed_CT: Any, reference_CTK: Any, least: Any) -> Any:
     """(P, C, T + 1, 4) worth on each path's rows over worth on the reference rows, within 1/20 and 20."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import polars as pl
 import pytest
@@ -15,8 +17,10 @@ from pc_pipeline.models.checkpoint import save_model
 from pc_pipeline.models.loan_residual import SCORE, LoanResidual, LoanResidualConfig
 from pc_pipeline.schemas.units import LOAN_FEATURES, MACRO_SERIES, N_LOAN_INPUTS
 from pc_pipeline.simulation import distil
+from pc_pipeline.simulation.conditional import ConditionalPool
 from pc_pipeline.simulation.exact import simulate_exact
 from pc_pipeline.simulation.monte_carlo import SimulationConfig, simulate_pool
+from pc_pipeline.simulation.pool import pool_arrays
 from pc_pipeline.simulation.rows import NetworkRows, loan_inputs
 from pc_pipeline_tests.simulation.hand import ROW
 
@@ -110,6 +114,34 @@ def test_the_distance_is_small_and_has_an_error(taught):
     assert 0 < distance["default_gap_18_se"] < 0.1
     for third in ("_low", "_mid", "_high"):
         assert f"default_gap_12{third}" in distance
+    for measure in ("loss_gap", "var_99_gap", "cvar_99_gap"):
+        assert abs(distance[measure]) < 0.05 + 3 * distance[f"{measure}_se"], measure
+        assert 0 < distance[f"{measure}_se"] < 0.2
+
+
+def test_the_gap_of_losses_is_found_where_it_is_known(taught):
+    """A student with half as many defaults again loses more by what the exact expectation says."""
+    pool, macro, compiled = taught
+    rows = NetworkRows(model=FlatRows(), cohorts=cohort_table(pool))
+    ask = distil._Teacher(KnownTeacher(), rows, pool, None)
+    lessons = ask.lessons(np.repeat(macro[:1], 8, axis=0), seed=6)
+    features = torch.from_numpy(ask.features)
+    arrays = pool_arrays(pool, cohort_table(pool), N_MONTHS, severity_GQ=compiled.severity_GQ)
+    provider = NetworkRows(
+        model=FlatRows(), cohorts=cohort_table(pool), intercept_TKJ=compiled.intercept(N_MONTHS)
+    )
+    index, levels, gaps = np.zeros((1, N_MONTHS)), [], []
+    student = copy.deepcopy(compiled.model)
+    for _ in range(2):
+        with torch.inference_mode():
+            own = torch.exp(student(features)).numpy()
+            gaps.append(distil._loss_gap("gap", student, lessons, features))
+        levels.append(float(ConditionalPool(arrays, own, n_threads=1).losses(provider(macro[:1]), index)[0]))
+        with torch.no_grad():
+            student.third_level[..., 4] += np.log(1.5)  # half as many defaults again
+    exact, found = levels[1] / levels[0], (1 + gaps[1]["gap"]) / (1 + gaps[0]["gap"])
+    assert exact > 1.02
+    assert found == pytest.approx(exact, abs=4 * (gaps[1]["gap_se"] + 0.005))
 
 
 def test_the_gap_identity_holds_against_brute_force(taught):
