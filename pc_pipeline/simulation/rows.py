@@ -35,7 +35,8 @@ class NetworkRows:
     start: date | None = None
     intercept_TKJ: np.ndarray | None = None
 
-    _read: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+    # Not an argument: a copy with other cohorts must not read those of its original.
+    _read: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, macro_PTM: np.ndarray) -> np.ndarray:
         """Rows of a batch of paths; in memory months lie outermost."""

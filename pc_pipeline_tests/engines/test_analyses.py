@@ -34,6 +34,7 @@ from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel, TrajectoryCo
 from pc_pipeline.models.macro_vae import MacroVAE, MacroVAEConfig
 from pc_pipeline.models.transition_transformer import TransitionConfig, TransitionTransformer
 from pc_pipeline.schemas.units import MACRO_NAMES
+from pc_pipeline.simulation import monte_carlo
 from pc_pipeline.simulation.distil import CompiledLoans, DistilConfig
 from pc_pipeline.simulation.pool import DEFAULT_SEVERITY
 from pc_pipeline.simulation.rows import loan_inputs
@@ -232,6 +233,16 @@ def test_a_block_by_reuse_is_a_full_run_without_it(study, mix_run):
     assert both.pool_balance == pytest.approx(study.balance + found.balance)
     with pytest.raises(SimulationError, match="no such loans"):
         changes.remove(["nobody"])
+
+
+def test_a_block_of_one_class_is_its_part_of_the_run(study, mix_run, monkeypatch):
+    """Rows of the block's own cohorts, in batches of whatever size the run takes."""
+    changes = PoolChanges(study, mix_run.macro_PTM, mix_run.simulated)
+    block = pick_loans(study, "asset_class = 'realestate'")
+    rest = np.setdiff1d(np.arange(N_LOANS), block)
+    monkeypatch.setattr(monte_carlo, "MOST_ROWS_MB", 0.05)
+    together = changes.block_cash(block) + changes.block_cash(rest)
+    np.testing.assert_allclose(together, mix_run.simulated.cash_PTC, rtol=1e-6, atol=1e-3)
 
 
 def test_loans_are_picked_by_name_or_condition(study):

@@ -87,11 +87,13 @@ class PoolChanges:
         used, local = np.unique(arrays.cohort_L, return_inverse=True)
         self._learn(used)
         residual = None if self.study.residual_LHJ is None else self.study.residual_LHJ[rows]
-        place = iter(range(0, len(self.macro_PTM), BATCH_PATHS))
+        low = 0
 
-        def known(macro: np.ndarray) -> np.ndarray:
-            low = next(place)
-            return np.stack([self._rows[int(c)][low : low + len(macro)] for c in used], axis=1)
+        def known(macro: np.ndarray) -> np.ndarray:  # batches come in order, of whatever size
+            nonlocal low
+            rows = np.stack([self._rows[int(c)][low : low + len(macro)] for c in used], axis=1)
+            low += len(macro)
+            return rows
 
         block = replace(arrays, cohort_L=local.astype(np.int64))
         config = SimulationConfig(seed=self.run.seed, batch_paths=BATCH_PATHS)
