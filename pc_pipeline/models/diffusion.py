@@ -63,9 +63,9 @@ class ValueTransform(nn.Module):
 
     knots: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, n_groups: int = N_STATES) -> None:
         super().__init__()
-        knots = torch.zeros(N_STATES, N_VALUES, N_KNOTS)
+        knots = torch.zeros(n_groups, N_VALUES, N_KNOTS)
         knots[: LoanState.dpd90, 0] = 1.0
         knots[:, 1] = torch.linspace(0.2, 0.8, N_KNOTS)
         self.register_buffer("knots", knots)
@@ -74,7 +74,7 @@ class ValueTransform(nn.Module):
         """Take quantiles; a state with under 5 observations of a value keeps the stated ones."""
         probabilities = torch.linspace(0, 1, N_KNOTS, dtype=torch.float64)
         for value in range(N_VALUES):
-            for state in range(N_STATES):
+            for state in range(len(self.knots)):
                 mine = values_NV[known_NV[:, value] & (state_N == state), value].double()
                 if len(mine) >= _MIN_OBSERVATIONS:
                     at = (probabilities * (len(mine) - 1)).round().long()
@@ -117,13 +117,16 @@ class DiffusionHead(nn.Module):
         context_width: width of the conditioning vector (`LoanTrajectoryModel` value_params).
         steps: diffusion steps while training.
         width: hidden width of the denoiser.
+        n_groups: states, and what else has quantiles of its own (`payment_head`).
     """
 
-    def __init__(self, context_width: int, steps: int = 100, width: int = 64) -> None:
+    def __init__(
+        self, context_width: int, steps: int = 100, width: int = 64, n_groups: int = N_STATES
+    ) -> None:
         super().__init__()
         self.schedule = NoiseSchedule(steps)
-        self.transform = ValueTransform()
-        self.state = nn.Embedding(N_STATES, 16)
+        self.transform = ValueTransform(n_groups)
+        self.state = nn.Embedding(n_groups, 16)
         self.denoise = nn.Sequential(
             nn.Linear(N_VALUES + 16 + 16 + context_width, width),
             nn.SiLU(),
@@ -139,6 +142,12 @@ class DiffusionHead(nn.Module):
         clock = torch.cat([torch.sin(when * frequency), torch.cos(when * frequency)], dim=-1)
         return self.denoise(torch.cat([noisy_NV, clock, self.state(state_N), context_ND], dim=-1))
 
+    def fit_values(
+        self, values_NV: Tensor, known_NV: Tensor, state_N: Tensor, window_NW: Tensor | None = None
+    ) -> None:
+        """Take quantiles from training months; windows of past payments say nothing here."""
+        self.transform.fit(values_NV, known_NV, state_N)
+
     def loss(
         self,
         context_ND: Tensor,
@@ -146,6 +155,7 @@ class DiffusionHead(nn.Module):
         values_NV: Tensor,
         known_NV: Tensor,
         generator: torch.Generator | None = None,
+        window_NW: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of v over the known values; 0 where nothing is known."""
         clean = self.transform.to_scores(torch.nan_to_num(values_NV), state_N, generator)
@@ -164,6 +174,7 @@ class DiffusionHead(nn.Module):
         state_N: Tensor,
         n_steps: int = 8,
         generator: torch.Generator | None = None,
+        window_NW: Tensor | None = None,
     ) -> Tensor:
         """Draw (N,V) values in `n_steps` DDIM steps; each lies in its state's training range."""
         if len(context_ND) != len(state_N):

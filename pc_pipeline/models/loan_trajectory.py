@@ -35,6 +35,7 @@ from pc_pipeline.models.layers import (
     zero_init,
 )
 from pc_pipeline.models.loan_money import run_ledger
+from pc_pipeline.models.payment_head import PaymentHead
 from pc_pipeline.models.payment_history import N_PAYMENT_INPUTS, WINDOW, payment_inputs, shift_window
 from pc_pipeline.models.spec import TensorSpec
 from pc_pipeline.models.transition_transformer import CalendarTerm, age_features
@@ -186,7 +187,8 @@ class LoanTrajectoryModel(nn.Module):
         if config.reads_payments:
             self.history_in = nn.Linear(N_PAYMENT_INPUTS, width, bias=False)
             self.wide_history = zero_init(nn.Linear(N_PAYMENT_INPUTS, cells, bias=False))
-        self.value_head = DiffusionHead(2 * width, config.diffusion_steps)
+        head = PaymentHead if config.reads_payments else DiffusionHead
+        self.value_head = head(2 * width, config.diffusion_steps)
 
     def describe_inputs(self) -> dict[str, TensorSpec]:
         """Inputs of `forward`, in its order."""
@@ -434,7 +436,9 @@ class LoanTrajectoryModel(nn.Module):
             if window is None:
                 contexts.append(context)
             else:
-                value = self.value_head.sample(context[:, 0], state, generator=generator)
+                value = self.value_head.sample(
+                    context[:, 0], state, generator=generator, window_NW=window
+                )
                 window = shift_window(window, value[:, 0])
                 values.append(value)
         states = previous[:, 1:]

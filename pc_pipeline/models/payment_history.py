@@ -115,13 +115,13 @@ def payment_inputs(window: Tensor) -> Tensor:
     facts = payment_facts(window)
     known = ~torch.isnan(facts[..., :1])
     parts = [
-        _hats(torch.nan_to_num(facts[..., number]), knots) for number, knots in enumerate(_KNOTS.values())
+        hats(torch.nan_to_num(facts[..., number]), knots) for number, knots in enumerate(_KNOTS.values())
     ]
     basis = torch.cat([*parts, torch.ones_like(facts[..., :1])], dim=-1)
     return torch.where(known, basis, torch.zeros_like(basis))
 
 
-def _hats(x: Tensor, knots: tuple[float, ...]) -> Tensor:
+def hats(x: Tensor, knots: tuple[float, ...]) -> Tensor:
     """(...,) -> (...,K) weights of the two knots beside x; they sum to 1."""
     at = torch.tensor(knots, dtype=x.dtype, device=x.device)
     x = x.clamp(knots[0], knots[-1])[..., None]

@@ -32,6 +32,7 @@ from pc_pipeline.models.transition_transformer import TransitionTransformer
 from pc_pipeline.schemas.states import LOAN_STATE_NAMES, N_STATES
 from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.loop import run_training
+from pc_pipeline.training.payment_values import fit_payments
 from pc_pipeline.training.trajectory_data import (
     TrajectoryData,
     class_rows,
@@ -135,10 +136,13 @@ class TrajectoryTrainer:
         fingerprint = data_fingerprint(data.features, data.states, data.rows)
         cohort_loss, _ = evaluate(self.model, data, validation, residual=False)
         n_months = data.n_months
+        # A head that reads payments learns afterwards, from what the finished network says.
+        with_values = not self.model.config.reads_payments
+        self.model.value_head.requires_grad_(with_values)
 
         def loss_of(numbers: Tensor, generator: torch.Generator) -> Tensor:
             batch = _hide_payments(data.take(batches[int(numbers[0])]), generator)
-            state, value = batch_losses(self.model, batch, generator, is_taught=True)
+            state, value = batch_losses(self.model, batch, generator, True, with_values)
             return state.sum() * share + value + _prior(self.model) / n_months
 
         history_of = run_training(
@@ -147,11 +151,24 @@ class TrajectoryTrainer:
             loss_of,
             config,
             name="loan_trajectory",
-            validation_loss=lambda: _stopping_loss(*evaluate(self.model, data, validation)),
+            validation_loss=lambda: _stopping_loss(
+                *evaluate(self.model, data, validation, with_values=with_values)
+            ),
             resume=resume,
             fingerprint=fingerprint,
             on_epoch=on_epoch,
         )
+        if not with_values:
+            self.model.value_head.requires_grad_(True)
+            fit_payments(
+                self.model,
+                data.take(training),
+                data.take(validation),
+                outputs,
+                config,
+                resume=resume,
+                fingerprint=fingerprint,
+            )
         state_loss, value_loss = evaluate(self.model, data, validation)
         is_worse = state_loss > cohort_loss
         if is_worse:
@@ -180,8 +197,11 @@ class TrajectoryTrainer:
         model.fit_scaling(data.features, trajectories.scaler.reference_month)
         flat = data.known.any(-1).flatten()
         states = data.raw_states.flatten()[flat]
-        model.value_head.transform.fit(
-            data.values.reshape(-1, N_VALUES)[flat], data.known.reshape(-1, N_VALUES)[flat], states
+        model.value_head.fit_values(
+            data.values.reshape(-1, N_VALUES)[flat],
+            data.known.reshape(-1, N_VALUES)[flat],
+            states,
+            data.windows.flatten(0, 1)[flat],
         )
 
 
@@ -222,6 +242,7 @@ def batch_losses(
     batch: TrajectoryData,
     generator: torch.Generator | None,
     is_taught: bool = False,
+    with_values: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """(-log p of every observed state (n,), value loss); the value head does not steer the states."""
     out = outputs(model, batch)
@@ -230,6 +251,8 @@ def batch_losses(
     state = F.cross_entropy(logits, batch.states[observed], reduction="none")
     if is_taught and batch.taught is not None:
         state = _with_teacher(state, logits, batch.taught[observed])
+    if not with_values:
+        return state, state.new_zeros(())
     chosen = _value_months(batch, generator)
     value = model.value_head.loss(
         out["value_params"].detach()[chosen],
@@ -237,6 +260,7 @@ def batch_losses(
         batch.values[chosen],
         batch.known[chosen],
         generator,
+        batch.windows[chosen],
     )
     return state, value
 
@@ -279,6 +303,7 @@ def evaluate(
     rows: Tensor,
     residual: bool = True,
     batch_size: int = 1024,
+    with_values: bool = True,
 ) -> tuple[float, float]:
     """(nats per loan-month, value loss) on some histories, without gradients and with fixed noise."""
     model.eval()
@@ -291,7 +316,7 @@ def evaluate(
         for some in ordered.split(batch_size):
             batch = data.take(some)
             if residual:
-                state, value = batch_losses(model, batch, generator)
+                state, value = batch_losses(model, batch, generator, with_values=with_values)
                 value_total += float(value)
             else:
                 observed = batch.states >= 0

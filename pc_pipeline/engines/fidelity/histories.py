@@ -137,7 +137,7 @@ def real_and_drawn(judged: Trajectories, models: Models, seed: int) -> tuple[His
     real = Histories(
         before=judged.initial_state.astype(np.int64),
         states=data.states.numpy(),
-        ratios=judged.payment_ratio,
+        ratios=judged.payment_ratio.astype(np.float64),
         severities=1.0 - judged.recovery_rate,
         loan=judged.loan_row,
     )
