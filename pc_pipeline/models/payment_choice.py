@@ -77,6 +77,7 @@ class PaymentChoice(nn.Module):
         # Least and largest ratio of a living state; wide open before training.
         self.register_buffer("reach", torch.tensor([0.0, MAX_RATIO]).repeat(N_LIVING, 1))
         self.state = nn.Embedding(N_STATES, _STATE_WIDTH)
+        self.level = nn.Parameter(torch.zeros(N_STATES, _N_FACTS))
         self.weights = nn.Sequential(
             nn.Linear(context_width + _STATE_WIDTH, width),
             nn.SiLU(),
@@ -96,7 +97,7 @@ class PaymentChoice(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities (N,C) of the candidates and their ratios (N,C), NaN of 'fresh' and of none."""
         ratios, facts = _candidates(window_NW)
-        weights = self.weights(torch.cat([self.state(state_N), context_ND], dim=-1))
+        weights = self.weights(torch.cat([self.state(state_N), context_ND], dim=-1)) + self.level[state_N]
         low, high = self.reach[state_N.clamp(max=N_LIVING - 1)].unbind(-1)
         inside = (ratios >= low[:, None] - SAME_WITHIN) & (ratios <= high[:, None] + SAME_WITHIN)
         inside[:, FRESH] = True

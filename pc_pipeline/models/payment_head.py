@@ -74,7 +74,7 @@ class PaymentHead(DiffusionHead):
         self,
         context_ND: Tensor,
         state_N: Tensor,
-        n_steps: int = 16,
+        n_steps: int = 12,
         generator: torch.Generator | None = None,
         window_NW: Tensor | None = None,
     ) -> Tensor:

@@ -25,7 +25,7 @@ from pc_pipeline.training.loop import run_training
 from pc_pipeline.training.trajectory_data import TrajectoryData
 
 Outputs = Callable[[LoanTrajectoryModel, TrajectoryData], dict[str, Tensor]]
-_LR: Final = 5e-3
+_LR, _PASSES = 1e-2, 10
 _LARGEST_BATCH, _LEAST_BATCH, _BATCHES = 2048, 64, 32
 _MOST_MONTHS: Final = 400_000
 _AT_ONCE: Final = 512
@@ -68,8 +68,8 @@ def fit_payments(
     """Train `model.value_head` alone, on histories whose states are learned.
 
     Args:
-        outputs: of the model on histories. config: its epochs and seed; a head this small has its own rate and
-            batch. resume: file to continue from, beside that of the states.
+        outputs: of the model on histories. config: of the states; the head has its own rate and batch, and ten
+            passes at most. resume: file to continue from, beside that of the states.
 
     Returns:
         The loop's history.
@@ -81,7 +81,10 @@ def fit_payments(
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
         rows = rows.take(order[:_MOST_MONTHS].to(rows.state.device))
     batch = min(_LARGEST_BATCH, max(_LEAST_BATCH, len(rows) // _BATCHES))
-    settings = dataclasses.replace(config, lr=_LR, batch_size=batch, precision="float32")
+    passes = min(config.epochs, _PASSES)
+    settings = dataclasses.replace(
+        config, lr=_LR, epochs=passes, patience=passes, batch_size=batch, precision="float32"
+    )
 
     def loss_of(numbers: Tensor, generator: torch.Generator) -> Tensor:
         some = rows.take(numbers.to(rows.state.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from scipy.stats import ks_2samp
 
@@ -64,6 +65,30 @@ def test_few_step_draws_follow_the_conditional_law_and_stay_in_range() -> None:
         mine, theirs = drawn[group == which].numpy(), severity[group == which].numpy()
         assert abs(mine.mean() - theirs.mean()) < 0.02
         assert ks_2samp(mine, theirs).statistic < 0.1
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
+def test_few_steps_draw_normal_scores_of_any_spread(spread: float) -> None:
+    """Scores N(0, spread^2): v is known, and eight steps along it must give that spread.
+
+    With z = a x + s e: v = a e - s x, so E[v | z] = a s (1 - spread^2) / (a^2 spread^2 + s^2) z. First-order
+    steps would return 0.86 for 1.
+    """
+
+    class Known(DiffusionHead):
+        def velocity(self, noisy_NV, step_N, context_ND, state_N):  # type: ignore[no-untyped-def]
+            a, s = self.schedule.signal[step_N][:, None], self.schedule.noise[step_N][:, None]
+            return a * s * (1 - spread**2) / (a**2 * spread**2 + s**2) * noisy_NV
+
+    head = Known(1, steps=50)
+    head.transform.knots[4, 1] = torch.linspace(0, 1, 129)  # value = probability of the score
+    n = 20_000
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        draws = head.sample(torch.zeros(n, 1), torch.full((n,), 4), generator=generator)[:, 1]
+    found = float(torch.special.ndtri(draws.clamp(1e-4, 1 - 1e-4)).std())
+    last_noise = float(head.schedule.noise[0])  # a draw ends at the schedule's first step, not before it
+    assert abs(found - np.hypot(spread, (1 - spread) * last_noise)) < 0.03
 
 
 def test_ratios_by_hand() -> None:
