@@ -436,9 +436,7 @@ class LoanTrajectoryModel(nn.Module):
             if window is None:
                 contexts.append(context)
             else:
-                value = self.value_head.sample(
-                    context[:, 0], state, generator=generator, window_NW=window
-                )
+                value = self.value_head.sample(context[:, 0], state, generator=generator, window_NW=window)
                 window = shift_window(window, value[:, 0])
                 values.append(value)
         states = previous[:, 1:]

@@ -4,14 +4,14 @@ Here: `PaymentChoice`: the candidates, their probabilities, their likelihood, dr
 paid before (`diffusion`), the window of past payments (`payment_history`), when a loan is late
 (`loan_trajectory`).
 
-Four payments in five repeat an earlier one to the cent; a network that draws every month afresh cannot say so.
+Four payments in five repeat an earlier one to the cent; a network that draws each month afresh cannot say so.
 So a month's payment is a mixture in two parts (Mullahy 1986; a pointer as in Vinyals et al. 2015):
 
     p(x) = sum over candidates c = x of softmax_c(w(context) . f_c) + p(fresh) p_diffusion(x)
 
-Candidates: the twelve ratios of the window, twice the usual one (a month caught up), nothing, and 'fresh'. The
-usual ratio is the most frequent one of the window that met the instalment, the newest of equals. A candidate
-that the month's state never had (less than half an instalment while performing, say) is left out.
+Candidates: the twelve ratios of the window, twice the usual one (a month caught up), nothing, and 'fresh'.
+The usual ratio is the most frequent one of the window that met the instalment, the newest of equals. What the
+month's state never had (less than half an instalment while performing, say) is left out.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ N_CONTEXT: Final = N_PAYMENT_INPUTS + 6  # of `payment_context`
 
 
 def usual_payment(window: Tensor) -> Tensor:
-    """(...,12) window -> (...,) its most frequent ratio that met the instalment, the newest of equals; or NaN."""
+    """(...,12) window -> (...,) most frequent ratio that met the instalment, the newest of equals; or NaN."""
     return _usual(window, _repeats(window))
 
 
 def payment_context(window: Tensor) -> Tensor:
     """(...,12) window -> (...,N_CONTEXT) facts on knots, and what they say of habit.
 
-    Of habit: months known; the usual ratio, the share of known months at it, whether the last one was, whether
-    all were; how many ratios differ.
+    Of habit: months known; the usual ratio, the share of known months at it, whether the last one was,
+    whether all were; how many ratios differ.
     """
     repeats = _repeats(window)
     usual = _usual(window, repeats)[..., None]
@@ -73,7 +73,6 @@ class PaymentChoice(nn.Module):
 
     def __init__(self, context_width: int, width: int = 64) -> None:
         super().__init__()
-        self.context_width = context_width
         # Least and largest ratio of a living state; wide open before training.
         self.register_buffer("reach", torch.tensor([0.0, MAX_RATIO]).repeat(N_LIVING, 1))
         self.state = nn.Embedding(N_STATES, _STATE_WIDTH)
@@ -98,21 +97,34 @@ class PaymentChoice(nn.Module):
         """Log-probabilities (N,C) of the candidates and their ratios (N,C), NaN of 'fresh' and of none."""
         ratios, facts = _candidates(window_NW)
         weights = self.weights(torch.cat([self.state(state_N), context_ND], dim=-1)) + self.level[state_N]
-        low, high = self.reach[state_N.clamp(max=N_LIVING - 1)].unbind(-1)
-        inside = (ratios >= low[:, None] - SAME_WITHIN) & (ratios <= high[:, None] + SAME_WITHIN)
-        inside[:, FRESH] = True
+        # An amount counts once, however many months show it.
         scores = (facts @ weights[..., None])[..., 0] - facts[..., N_CANDIDATES]
-        return scores.masked_fill(~inside, -torch.inf).log_softmax(-1), ratios
+        return scores.masked_fill(~self._possible(ratios, state_N), -torch.inf).log_softmax(-1), ratios
 
     def loss(
         self, context_ND: Tensor, state_N: Tensor, window_NW: Tensor, ratio_N: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(N,) -log p of the candidates that give the ratio, and (N,) whether none does: a fresh amount."""
         log_p, ratios = self.log_probabilities(context_ND, state_N, window_NW)
-        gives = _is_same(ratios, ratio_N[:, None]) & ~torch.isneginf(log_p)
+        gives, is_fresh = self._gives(ratios, state_N, ratio_N)
+        return -log_p.masked_fill(~gives, -torch.inf).logsumexp(-1), is_fresh
+
+    def is_fresh(self, state_N: Tensor, window_NW: Tensor, ratio_N: Tensor) -> Tensor:
+        """(N,) whether no candidate gives the ratio."""
+        return self._gives(_ratios(_kept(window_NW)), state_N, ratio_N)[1]
+
+    def _possible(self, ratios_NC: Tensor, state_N: Tensor) -> Tensor:
+        low, high = self.reach[state_N.clamp(max=N_LIVING - 1)].unbind(-1)
+        inside = (ratios_NC >= low[:, None] - SAME_WITHIN) & (ratios_NC <= high[:, None] + SAME_WITHIN)
+        inside[:, FRESH] = True
+        return inside
+
+    def _gives(self, ratios_NC: Tensor, state_N: Tensor, ratio_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,C) candidates that give the ratio, 'fresh' where none does, and (N,) that."""
+        gives = _is_same(ratios_NC, ratio_N[:, None]) & self._possible(ratios_NC, state_N)
         is_fresh = ~gives.any(-1)
         gives[:, FRESH] = is_fresh
-        return -log_p.masked_fill(~gives, -torch.inf).logsumexp(-1), is_fresh
+        return gives, is_fresh
 
     def draw(
         self, context_ND: Tensor, state_N: Tensor, window_NW: Tensor, generator: torch.Generator | None
@@ -141,21 +153,29 @@ def _usual(window: Tensor, repeats: Tensor) -> Tensor:
     return torch.where(best >= 1.0, found, torch.full_like(found, torch.nan))[..., 0]
 
 
+def _kept(window_NW: Tensor) -> Tensor:
+    """Ratios whose size is kept: a window cuts them at `MAX_RATIO`."""
+    return window_NW.masked_fill(window_NW >= MAX_RATIO, torch.nan)
+
+
+def _ratios(window_NW: Tensor) -> Tensor:
+    """(N,C) what each candidate pays."""
+    usual = usual_payment(window_NW)[:, None]
+    return torch.cat(
+        [window_NW, 2.0 * usual, torch.zeros_like(usual), torch.full_like(usual, torch.nan)], dim=1
+    )
+
+
 def _candidates(window_NW: Tensor) -> tuple[Tensor, Tensor]:
     """Ratios (N,C) and facts (N,C,F): which candidate, how often, usual, newest, size against the usual."""
-    window = window_NW.masked_fill(window_NW >= MAX_RATIO, torch.nan)  # the size above it is not kept
-    repeats = _repeats(window)
-    usual = _usual(window, repeats)[:, None]
-    ratios = torch.cat(
-        [window, 2.0 * usual, torch.zeros_like(usual), torch.full_like(usual, torch.nan)], dim=1
-    )
+    window = _kept(window_NW)
+    ratios = _ratios(window)
+    usual = ratios[:, TWICE, None] / 2.0
     own = torch.eye(N_CANDIDATES, dtype=window.dtype, device=window.device)
-    count = torch.log(repeats.clamp(min=1.0))[..., None]
+    count = torch.log(_repeats(window).clamp(min=1.0))[..., None]
     is_usual = _is_same(window, usual)[..., None].to(window.dtype)
     is_last = _is_same(window, window[:, -1:])[..., None].to(window.dtype)
     relative = hats(torch.nan_to_num(window / usual, nan=1.0), _RELATIVE_KNOTS)
     of_window = torch.cat([count, is_usual, is_last, relative], dim=-1)
     rest = of_window.new_zeros(len(window), N_CANDIDATES - WINDOW, of_window.shape[-1])
-    return ratios, torch.cat(
-        [own.expand(len(window), -1, -1), torch.cat([of_window, rest], dim=1)], dim=-1
-    )
+    return ratios, torch.cat([own.expand(len(window), -1, -1), torch.cat([of_window, rest], dim=1)], dim=-1)

@@ -1,12 +1,14 @@
 """The value head of a model that reads payments: habit first, diffusion for what habit does not say.
 
-Here: `PaymentHead`, the hurdle of `payment_choice` before the diffusion of `diffusion`. Not here: either part.
+Here: `PaymentHead`, the choice of `payment_choice` before the diffusion of `diffusion`. Not here: either.
 
 The diffusion learns only the amounts that no candidate gives. A month without any past payment has quantiles
 of its own: what a borrower begins with is what most later months repeat.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from pc_pipeline.models.payment_choice import N_CONTEXT, PaymentChoice, payment_
 from pc_pipeline.models.payment_history import WINDOW
 from pc_pipeline.schemas.states import N_LIVING, N_STATES
 
-SEVERITY = 1
+_AT_ONCE: Final = 65_536
 
 
 class PaymentHead(DiffusionHead):
@@ -37,11 +39,9 @@ class PaymentHead(DiffusionHead):
         window = _window(window_NW, values_NV)
         living = known_NV[:, 0]
         self.choice.fit_reach(values_NV[living, 0], state_N[living])
-        context = values_NV.new_zeros(int(living.sum()), self.choice.context_width)
-        with torch.no_grad():
-            _, fresh = self.choice.loss(context, state_N[living], window[living], values_NV[living, 0])
         known = known_NV.clone()
-        known[living, 0] = fresh
+        for rows in living.nonzero()[:, 0].split(_AT_ONCE):
+            known[rows, 0] = self.choice.is_fresh(state_N[rows], window[rows], values_NV[rows, 0])
         self.transform.fit(values_NV, known, _group(state_N, window))
 
     def loss(
@@ -65,9 +65,7 @@ class PaymentHead(DiffusionHead):
         known = known_NV.clone()
         known[living, 0] = fresh
         at = known.any(-1)
-        error = super().loss(
-            context[at], _group(state_N, window)[at], values_NV[at], known[at], generator
-        )
+        error = super().loss(context[at], _group(state_N, window)[at], values_NV[at], known[at], generator)
         return surprise.mean() + error
 
     def sample(

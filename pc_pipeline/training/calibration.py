@@ -346,5 +346,7 @@ def _drawn_severities(model: LoanTrajectoryModel, trajectories: Trajectories, se
     context = outputs(model, batch)["value_params"]
     at = batch.states == LoanState.default
     generator = torch.Generator().manual_seed(derive_seed(seed, "calibration", "severity"))
-    values = model.value_head.sample(context[at], batch.states[at], generator=generator)
+    values = model.value_head.sample(
+        context[at], batch.states[at], generator=generator, window_NW=batch.windows[at]
+    )
     return values[..., _SEVERITY].double().numpy()

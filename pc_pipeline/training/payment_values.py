@@ -1,7 +1,7 @@
 """Train the payments of a loan model that reads them: after its states, which they must not steer.
 
-Here: `fit_payments`. Not here: the states (`training.trajectories`), the head itself (`models.payment_head`), the
-loop (`training.loop`).
+Here: `fit_payments`. Not here: the states (`training.trajectories`), the head itself (`models.payment_head`),
+the loop (`training.loop`).
 
 The head stands on what the state network says of a month, so it learns best once that no longer moves: the
 network's answers are taken once, with every month's true past, and the head alone is trained on them.
@@ -27,7 +27,7 @@ from pc_pipeline.training.trajectory_data import TrajectoryData
 Outputs = Callable[[LoanTrajectoryModel, TrajectoryData], dict[str, Tensor]]
 _LR, _PASSES = 1e-2, 10
 _LARGEST_BATCH, _LEAST_BATCH, _BATCHES = 2048, 64, 32
-_MOST_MONTHS: Final = 400_000
+_MOST_MONTHS, _MOST_JUDGED = 400_000, 40_000
 _AT_ONCE: Final = 512
 
 
@@ -68,18 +68,15 @@ def fit_payments(
     """Train `model.value_head` alone, on histories whose states are learned.
 
     Args:
-        outputs: of the model on histories. config: of the states; the head has its own rate and batch, and ten
-            passes at most. resume: file to continue from, beside that of the states.
+        outputs: of the model on histories. config: of the states; the head has its own rate and batch, and
+            ten passes at most. resume: file to continue from, beside that of the states.
 
     Returns:
         The loop's history.
     """
     head = model.value_head
-    rows, judged = payment_months(model, training, outputs), payment_months(model, validation, outputs)
-    seed = derive_seed(config.seed, "loan_payments")
-    if len(rows) > _MOST_MONTHS:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        rows = rows.take(order[:_MOST_MONTHS].to(rows.state.device))
+    rows = payment_months(model, training, outputs, _MOST_MONTHS, config.seed)
+    judged = payment_months(model, validation, outputs, _MOST_JUDGED, config.seed)
     batch = min(_LARGEST_BATCH, max(_LEAST_BATCH, len(rows) // _BATCHES))
     passes = min(config.epochs, _PASSES)
     settings = dataclasses.replace(
@@ -109,13 +106,18 @@ def fit_payments(
 
 
 @torch.no_grad()
-def payment_months(model: LoanTrajectoryModel, data: TrajectoryData, outputs: Outputs) -> PaymentMonths:
-    """Months with a known value, each with what the network says before it."""
+def payment_months(
+    model: LoanTrajectoryModel, data: TrajectoryData, outputs: Outputs, most: int, seed: int
+) -> PaymentMonths:
+    """Months with a known value, each with what the network says before it; a sample of about `most`."""
     model.eval()
+    share = min(1.0, most / max(int(data.known.any(-1).sum()), 1))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "loan_payments"))
     parts = []
     for some in data.lengths.argsort().split(_AT_ONCE):
         batch = data.take(some)
-        at = batch.known.any(-1)
+        drawn = torch.rand(batch.states.shape, generator=generator) < share
+        at = batch.known.any(-1) & drawn.to(batch.states.device)
         parts.append(
             (
                 outputs(model, batch)["value_params"][at],

@@ -62,7 +62,7 @@ def test_a_state_never_pays_what_it_never_paid() -> None:
 
 
 def test_after_training_borrowers_repeat_double_and_miss_as_often_as_in_the_data() -> None:
-    """Eight in ten repeat an amount of their own, one doubles it, one pays something new; late ones nothing."""
+    """Of ten, eight repeat an amount of their own, one doubles it, one pays something new; late: nothing."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     n = 4000
@@ -107,8 +107,6 @@ def test_unknown_payments_teach_nothing_and_severity_needs_no_window() -> None:
     head = PaymentHead(2, steps=10)
     nothing = torch.zeros(5, 2, dtype=torch.bool)
     with torch.no_grad():
-        assert (
-            float(head.loss(torch.zeros(5, 2), torch.zeros(5).long(), torch.zeros(5, 2), nothing)) == 0.0
-        )
+        assert float(head.loss(torch.zeros(5, 2), torch.zeros(5).long(), torch.zeros(5, 2), nothing)) == 0.0
         drawn = head.sample(torch.zeros(50, 2), torch.full((50,), 4))
     assert bool(((drawn[:, 1] >= 0.2) & (drawn[:, 1] <= 0.8)).all())

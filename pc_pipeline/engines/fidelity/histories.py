@@ -79,19 +79,38 @@ def measure(request: Request) -> pl.DataFrame:
 
 
 def _apart(label: str, real: Histories, drawn: Histories, seed: int, with_payments: bool) -> dict[str, Any]:
-    """Two-sample AUC of real histories against one drawn of each."""
+    """Two-sample AUC of real histories against those drawn of them, mean of the samples.
+
+    The interval is that of one sample: the real histories are the same in all.
+    """
     count = len(real.states)
-    facts = [_payment_facts(real), _payment_facts(drawn)[:count]] if with_payments else [None, None]
-    name, value, low, high, goal, passed, note = two_sample_auc(
-        real.states, drawn.states[:count], facts[0], facts[1], GOAL_AUC, seed
+    theirs, ours = payment_facts(real), payment_facts(drawn)
+    found = []
+    for first in range(0, len(drawn.states), count):
+        sample = slice(first, first + count)
+        known, made = (theirs, ours[sample]) if with_payments else (None, None)
+        found.append(two_sample_auc(real.states, drawn.states[sample], known, made, GOAL_AUC, seed))
+    value, low, high = (float(np.mean([row[place] for row in found])) for place in (1, 2, 3))
+    name, goal, note = found[0][0], found[0][4], f"{found[0][6]}, mean of {len(found)} draws"
+    return figure(
+        SECTION,
+        f"{name}, {label}",
+        value,
+        low=low,
+        high=high,
+        goal=goal,
+        passed=value <= GOAL_AUC,
+        note=note,
     )
-    return figure(SECTION, f"{name}, {label}", value, low=low, high=high, goal=goal, passed=passed, note=note)
 
 
-def _payment_facts(histories: Histories) -> np.ndarray:
-    """(N,5) mean and sd of the payment ratio, shares of months unpaid, exact and doubled."""
+def payment_facts(histories: Histories) -> np.ndarray:
+    """(N,5) mean and sd of the payment ratio, shares of months unpaid, exact and doubled.
+
+    In double precision on both sides: the sd of a payment that never changes is 0 there, and 3e-4 in single.
+    """
     living = (histories.states >= 0) & (histories.states < N_LIVING)
-    ratio = np.where(living, np.clip(histories.ratios, 0.0, 3.0), 0.0)
+    ratio = np.where(living, np.clip(histories.ratios.astype(np.float64), 0.0, 3.0), 0.0)
     months = np.maximum(living.sum(axis=1), 1)
     mean = ratio.sum(axis=1) / months
     spread = np.sqrt(np.maximum((ratio**2).sum(axis=1) / months - mean**2, 0.0))
