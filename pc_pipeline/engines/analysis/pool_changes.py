@@ -49,12 +49,11 @@ class PoolChanges:
     Args:
         study: pool and models. macro_PTM: (P, T, 9) the run's macro paths. run: its cash; drawn when None.
 
-    Rows of the transition network are read once per macro path and kept for the cohorts that were asked for.
+    A block reads the transition network for its own cohorts alone.
     """
 
     def __init__(self, study: Study, macro_PTM: np.ndarray, run: SimulatedCash | None = None) -> None:
         self.study, self.macro_PTM = study, macro_PTM
-        self._rows: dict[int, np.ndarray] = {}
         # Own luck was followed for the whole pool: it says nothing of a pool without some loans.
         self.run = replace(run if run is not None else self._draw_all(), control=None)
         if self.run.cash_PTC.shape[:2] != macro_PTM.shape[:2]:
@@ -85,19 +84,11 @@ class PoolChanges:
         """(P, T, 5) cash of some loans along every path of the run."""
         arrays = self.study.arrays.take(rows)
         used, local = np.unique(arrays.cohort_L, return_inverse=True)
-        self._learn(used)
         residual = None if self.study.residual_LHJ is None else self.study.residual_LHJ[rows]
-        low = 0
-
-        def known(macro: np.ndarray) -> np.ndarray:  # batches come in order, of whatever size
-            nonlocal low
-            rows = np.stack([self._rows[int(c)][low : low + len(macro)] for c in used], axis=1)
-            low += len(macro)
-            return rows
-
+        provider = replace(self.study.rows, cohorts=self.study.cohorts[used])
         block = replace(arrays, cohort_L=local.astype(np.int64))
         config = SimulationConfig(seed=self.run.seed, batch_paths=BATCH_PATHS)
-        return simulate_pool(block, used.size, self.macro_PTM, known, residual, config).cash_PTC
+        return simulate_pool(block, used.size, self.macro_PTM, provider, residual, config).cash_PTC
 
     def full_run(self, loans: Sequence[str] | np.ndarray) -> SimulationResults:
         """The whole simulation again without the loans, cohorts' means recalculated."""
@@ -119,19 +110,6 @@ class PoolChanges:
                 "no such loans in the pool", expected="loan_id of the pool", got=unknown[:5]
             )
         return np.array([place[name] for name in loans])
-
-    def _learn(self, cohorts: np.ndarray) -> None:
-        """Rows of cohorts not asked for before."""
-        missing = [int(c) for c in cohorts if int(c) not in self._rows]
-        if not missing:
-            return
-        provider = replace(self.study.rows, cohorts=self.study.cohorts[missing])
-        parts = [
-            np.ascontiguousarray(provider(self.macro_PTM[low : low + BATCH_PATHS]), dtype=np.float32)
-            for low in range(0, len(self.macro_PTM), BATCH_PATHS)
-        ]
-        rows = np.concatenate(parts)
-        self._rows |= {c: np.ascontiguousarray(rows[:, k]) for k, c in enumerate(missing)}
 
     def _change(self, cash_PTC: np.ndarray, rows: np.ndarray, sign: float) -> PoolChange:
         block = float(self.study.arrays.balance_L[rows].sum())
