@@ -28,7 +28,7 @@ import numpy as np
 from numba import njit
 
 from pc_pipeline.simulation.history import IN_STATE_FROM, SINCE_MISS_FROM
-from pc_pipeline.simulation.lanes import LANES, N_HISTORY, Lanes
+from pc_pipeline.simulation.lanes import LANES, N_HISTORY, ROW, STAYS, Lanes, pack_rows
 from pc_pipeline.simulation.martingale import (
     Luck,
     add_luck,
@@ -55,8 +55,6 @@ from pc_pipeline.simulation.vectors import (
 )
 
 GANG = 8  # paths that go through a block together
-ROW = 8  # numbers a row of weights: six moves, nothing, share that stays performing
-STAYS = 7
 _SINCE = np.array(SINCE_MISS_FROM, dtype=np.int64)
 _N_SINCE, _N_BUCKET = len(SINCE_MISS_FROM), len(IN_STATE_FROM)
 _LONGEST = SINCE_MISS_FROM[-1]
@@ -528,34 +526,6 @@ def run_paths(
             run_block(
                 lanes, work, rows, index_PT, out_PTC, b, low, n_gang, first_path, k0, k1, use_residual, luck
             )
-
-
-@njit(nogil=True, cache=True)
-def pack_rows(rows_PCTKJ: Any) -> Any:
-    """Rows as the kernel reads them, (P, C, T, 4, 8), and how far they are from probabilities.
-
-    Returns:
-        packed rows; largest |sum - 1|, infinite where an entry is not a number; smallest entry.
-    """
-    n_paths, n_cohorts, n_months, n_living, n_states = rows_PCTKJ.shape
-    out = np.zeros((n_paths, n_cohorts, n_months, n_living, ROW), np.float32)
-    gap, lowest = np.float32(0.0), np.float32(0.0)
-    for t in range(n_months):  # the order in which a network's rows lie
-        for p in range(n_paths):
-            for c in range(n_cohorts):
-                for k in range(n_living):
-                    row, packed = rows_PCTKJ[p, c, t, k], out[p, c, t, k]
-                    total = np.float32(0.0)
-                    for j in range(n_states):
-                        total += row[j]
-                        lowest = min(lowest, row[j])
-                    off = abs(total - np.float32(1.0)) if total == total else np.float32(np.inf)
-                    gap = max(gap, off)
-                    for j in range(5):
-                        packed[j] = row[j]
-                    packed[5] = row[5] + row[6]
-                    packed[STAYS] = row[0] / total if total > 0 else np.float32(0.0)
-    return out, float(gap), float(lowest)
 
 
 def run_lanes(

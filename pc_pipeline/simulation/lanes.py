@@ -1,14 +1,15 @@
-"""Loans packed into lanes: the pool as the kernel reads it.
+"""Loans packed into lanes, rows into vectors: what the kernel reads.
 
-Here: sorting by cohort, cutting into blocks of 64, start positions as bits. Not here: the loop over them
-(`simulation.kernel`).
+Here: sorting by cohort, cutting into blocks of 64, start positions as bits, rows checked. Not here: the
+loop over them (`simulation.kernel`).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 
 from pc_pipeline.simulation.history import N_HISTORY, SINCE_MISS_FROM, history_class
 from pc_pipeline.simulation.pool import PoolArrays
@@ -17,7 +18,8 @@ LANES = 64
 N_MOVES = 6  # performing, 30, 60, 90, default, prepaid; matured is settled by the contract
 NEVER = 1 << 20
 LANE_MULTIPLE = 8
-MOVE_ROW = 8  # a row of moves takes eight places: one vector
+ROW = 8  # a row of moves takes eight places, one vector: six moves, nothing, share that stays performing
+STAYS = 7
 
 
 class Lanes(NamedTuple):
@@ -96,10 +98,10 @@ def pack_lanes(
     final = spread(np.minimum(pool.final_L, NEVER), NEVER, np.int32)
     months = np.arange(pool.n_months)
     if residual_LHJ is None:
-        residual, own = np.ones((1, 1, 1, 1), np.float32), np.ones((1, 1, 1, MOVE_ROW), np.float32)
+        residual, own = np.ones((1, 1, 1, 1), np.float32), np.ones((1, 1, 1, ROW), np.float32)
         start = residual[0]
     else:
-        own = np.ones((n_blocks, LANES, N_HISTORY, MOVE_ROW), np.float32)
+        own = np.ones((n_blocks, LANES, N_HISTORY, ROW), np.float32)
         own[block, lane, :, :N_MOVES] = residual_LHJ[order]
         picked = np.take_along_axis(own, classes[:, :, None, None].astype(np.int64), axis=2)[:, :, 0]
         start = picked[:, :, :N_MOVES].transpose(0, 2, 1)
@@ -153,3 +155,31 @@ def _class_changes(state_BL: np.ndarray, miss_BL: np.ndarray, n_months: int) -> 
         inside = (month >= 0) & (month < length)
         changes[block[inside], month[inside], lane[inside]] = True
     return _bits(changes)
+
+
+@njit(nogil=True, cache=True)
+def pack_rows(rows_PCTKJ: Any) -> Any:
+    """Rows as the kernel reads them, (P, C, T, 4, 8), and how far they are from probabilities.
+
+    Returns:
+        packed rows; largest |sum - 1|, infinite where an entry is not a number; smallest entry.
+    """
+    n_paths, n_cohorts, n_months, n_living, n_states = rows_PCTKJ.shape
+    out = np.zeros((n_paths, n_cohorts, n_months, n_living, ROW), np.float32)
+    gap, lowest = np.float32(0.0), np.float32(0.0)
+    for t in range(n_months):  # the order in which a network's rows lie
+        for p in range(n_paths):
+            for c in range(n_cohorts):
+                for k in range(n_living):
+                    row, packed = rows_PCTKJ[p, c, t, k], out[p, c, t, k]
+                    total = np.float32(0.0)
+                    for j in range(n_states):
+                        total += row[j]
+                        lowest = min(lowest, row[j])
+                    off = abs(total - np.float32(1.0)) if total == total else np.float32(np.inf)
+                    gap = max(gap, off)
+                    for j in range(5):
+                        packed[j] = row[j]
+                    packed[5] = row[5] + row[6]
+                    packed[STAYS] = row[0] / total if total > 0 else np.float32(0.0)
+    return out, float(gap), float(lowest)

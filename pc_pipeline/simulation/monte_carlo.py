@@ -20,8 +20,8 @@ from pc_pipeline.schemas.states import N_LIVING, N_STATES
 from pc_pipeline.schemas.units import CASH_CHANNELS, MACRO_NAMES, N_CASH, N_MACRO
 from pc_pipeline.simulation.batches import BatchStore, fingerprint, gaps
 from pc_pipeline.simulation.control import Control
-from pc_pipeline.simulation.kernel import ROW, run_lanes
-from pc_pipeline.simulation.lanes import Lanes, pack_lanes
+from pc_pipeline.simulation.kernel import run_lanes
+from pc_pipeline.simulation.lanes import ROW, Lanes, pack_lanes
 from pc_pipeline.simulation.martingale import Luck
 from pc_pipeline.simulation.own_luck import OwnLuck
 from pc_pipeline.simulation.paths import MacroPaths, check_macro, path_weights
