@@ -113,6 +113,7 @@ def base(seed: int = 42) -> Recipe:
         loan_trajectory=LoanTrajectoryStage(
             network=TrajectoryConfig(d_model=32, n_heads=2, n_layers=2, diffusion_steps=50),
             training=TrainConfig(epochs=7, batch_size=256, lr=2e-3, patience=4),
+            real_members=3,
         ),
         payment_cascade=PaymentCascadeStage(
             hidden_dim=32, training=TrainConfig(epochs=4, batch_size=256, lr=4e-3), max_histories=20_000
@@ -140,6 +141,7 @@ def full(seed: int = 42) -> Recipe:
         loan_trajectory=LoanTrajectoryStage(
             network=TrajectoryConfig(d_model=48, n_heads=4, n_layers=2),
             training=TrainConfig(epochs=8, batch_size=256, lr=3e-3, patience=5),
+            real_members=5,
         ),
         payment_cascade=PaymentCascadeStage(
             training=TrainConfig(epochs=12, batch_size=512, lr=4e-3), max_histories=60_000
@@ -166,6 +168,7 @@ def paper(seed: int = 42) -> Recipe:
         loan_trajectory=LoanTrajectoryStage(
             network=TrajectoryConfig(),
             training=TrainConfig(epochs=50, batch_size=256, lr=1e-4, patience=10, precision="bfloat16"),
+            real_members=5,
         ),
         payment_cascade=PaymentCascadeStage(training=TrainConfig(epochs=50, batch_size=512, lr=3e-3)),
         joint=JointStage(training=TrainConfig(epochs=20, lr=1e-5, patience=1000), compile_loans=1024),

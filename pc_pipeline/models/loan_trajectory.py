@@ -11,7 +11,7 @@ A zero residual returns the cohort exactly, and a move the cohort excludes stays
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -86,6 +86,7 @@ class TrajectoryConfig:
         dropout: share, while training.
         reads_payments: whether past payments are an input beside past states (real tapes; where a state fixes
             its payment they say nothing new).
+        n_members: networks whose residual logits are averaged; the value head reads the first.
         max_months: longest history.
     """
 
@@ -98,6 +99,7 @@ class TrajectoryConfig:
     idio_scale: float = 0.3
     dropout: float = 0.1
     reads_payments: bool = False
+    n_members: int = 1
     max_months: int = 600
 
     def __post_init__(self) -> None:
@@ -108,11 +110,11 @@ class TrajectoryConfig:
                 expected=(len(LOAN_FEATURES), N_STATES),
                 got=(self.n_loan_features, self.n_states),
             )
-        if self.n_layers < 1 or self.max_months < 1 or not 0 <= self.dropout < 1:
+        if min(self.n_layers, self.max_months, self.n_members) < 1 or not 0 <= self.dropout < 1:
             raise ConfigError(
                 "size out of range",
-                expected="n_layers, max_months >= 1; 0 <= dropout < 1",
-                got=f"{self.n_layers}, {self.max_months}, {self.dropout}",
+                expected="n_layers, max_months, n_members >= 1; 0 <= dropout < 1",
+                got=f"{self.n_layers}, {self.max_months}, {self.n_members}, {self.dropout}",
             )
         if not self.idio_scale > 0 or self.diffusion_steps < 2:
             raise ConfigError(
@@ -189,6 +191,11 @@ class LoanTrajectoryModel(nn.Module):
             self.wide_history = zero_init(nn.Linear(N_PAYMENT_INPUTS, cells, bias=False))
         head = PaymentHead if config.reads_payments else DiffusionHead
         self.value_head = head(2 * width, config.diffusion_steps)
+        self.members = nn.ModuleList(
+            LoanTrajectoryModel(replace(config, n_members=1)) for _ in range(config.n_members - 1)
+        )
+        for member in self.members:
+            del member.value_head
 
     def describe_inputs(self) -> dict[str, TensorSpec]:
         """Inputs of `forward`, in its order."""
@@ -239,8 +246,27 @@ class LoanTrajectoryModel(nn.Module):
         calendar: Tensor | None = None,
         first_month: int = 0,
         caches: list[KeyValueCache] | None = None,
+        apart: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Residual logits (B,T,7) and hidden states (B,T,D) of the months that `past` covers."""
+        """Residual logits (B,T,7), with `apart` (N,B,T,7) of each member, and hidden states (B,T,D)."""
+        inputs = payment_inputs(history) if self.config.reads_payments and history is not None else None
+        found, size = [], self.config.n_layers
+        for number, network in enumerate([self, *self.others()]):
+            own = None if caches is None else caches[number * size : (number + 1) * size]
+            found.append(network.own_residual(loan_features, past, inputs, calendar, first_month, own))
+        every = torch.stack([logits for logits, _ in found])
+        return every if apart else every.mean(0), found[0][1]
+
+    def own_residual(
+        self,
+        loan_features: Tensor,
+        past: StateHistory,
+        inputs: Tensor | None,
+        calendar: Tensor | None,
+        first_month: int,
+        caches: list[KeyValueCache] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`residual` of this network without its other members, given `payment_inputs`."""
         static, loan, own_effects = self.encode_loan(loan_features)
         moments = self._moments(loan_features, past, first_month)
         x = (
@@ -251,8 +277,7 @@ class LoanTrajectoryModel(nn.Module):
         )
         wide = (self.wide_loan(static) + own_effects)[:, None]
         wide = wide + self.wide_moment(moments) + self.wide_recency[past.recency]
-        if self.config.reads_payments and history is not None:
-            inputs = payment_inputs(history)
+        if inputs is not None:
             x = x + self.history_in(inputs)
             wide = wide + self.wide_history(inputs)
         if calendar is not None:
@@ -265,6 +290,10 @@ class LoanTrajectoryModel(nn.Module):
         return self.config.idio_scale * (self.out(hidden) + own), torch.cat(
             [hidden, loan[:, None].expand_as(hidden)], dim=-1
         )
+
+    def others(self) -> list[LoanTrajectoryModel]:
+        """The members beside this network."""
+        return [member for member in self.members if isinstance(member, LoanTrajectoryModel)]
 
     # ---- public -----------------------------------------------------------------------------
 
@@ -312,9 +341,13 @@ class LoanTrajectoryModel(nn.Module):
         history: Tensor | None = None,
         calendar: Tensor | None = None,
         is_final: Tensor | None = None,
+        apart: bool = False,
     ) -> dict[str, Tensor]:
-        """`forward` given the cohort's row of each month's starting state (B,T,7) and the past itself."""
-        residual, context = self.residual(loan_features, past, history, calendar)
+        """`forward` given the cohort's row of each month's starting state (B,T,7) and the past itself.
+
+        With `apart`, state_logits is (N,B,T,7): each member's own.
+        """
+        residual, context = self.residual(loan_features, past, history, calendar, apart=apart)
         logits = log_or_minus_infinity(rows_BTK) + residual
         if is_final is not None:
             logits = settle_maturity(logits, past.state, is_final)
@@ -330,6 +363,8 @@ class LoanTrajectoryModel(nn.Module):
         """Take scaling constants from training loans (N,24 or more)."""
         self.loan_scale.fit(loan_features[:, _SCALED])
         self.reference_month.fill_(reference_month)
+        for member in self.others():
+            member.fit_scaling(loan_features, reference_month)
 
     @torch.no_grad()
     def silence(self) -> None:
@@ -341,6 +376,8 @@ class LoanTrajectoryModel(nn.Module):
             zero_init(layer)
         for table in (self.wide_recency, self.season.month, self.season.weekday):
             table.zero_()
+        for member in self.others():
+            member.silence()
 
     @torch.no_grad()
     def generate(
@@ -457,10 +494,11 @@ class LoanTrajectoryModel(nn.Module):
         return features.new_full((len(features), WINDOW), torch.nan)
 
     def new_caches(self, batch: int, months: int) -> list[KeyValueCache]:
-        """One empty key-value cache per block."""
+        """One empty key-value cache per block of every member."""
         size = self.config.d_model // self.config.n_heads
         like = self.out.weight
-        return [KeyValueCache(batch, self.config.n_heads, months, size, like) for _ in self.blocks]
+        count = self.config.n_members * self.config.n_layers
+        return [KeyValueCache(batch, self.config.n_heads, months, size, like) for _ in range(count)]
 
     def _check(self, loan_features: Tensor, cohort_transitions: Tensor) -> tuple[int, int]:
         if loan_features.dim() != 2 or loan_features.shape[1] != N_LOAN_INPUTS:

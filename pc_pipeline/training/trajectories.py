@@ -244,13 +244,20 @@ def batch_losses(
     is_taught: bool = False,
     with_values: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """(-log p of every observed state (n,), value loss); the value head does not steer the states."""
-    out = outputs(model, batch)
+    """(-log p of every observed state (n,), value loss); the value head does not steer the states.
+
+    In training (`is_taught`) each member of the model learns by its own answers, and the loss is their mean.
+    """
+    out = outputs(model, batch, apart=is_taught)
     observed = batch.states >= 0
-    logits = out["state_logits"][observed]
-    state = F.cross_entropy(logits, batch.states[observed], reduction="none")
-    if is_taught and batch.taught is not None:
-        state = _with_teacher(state, logits, batch.taught[observed])
+    if is_taught:
+        every = [
+            _state_losses(logits[observed], batch.states[observed], _taught(batch, observed))
+            for logits in out["state_logits"]
+        ]
+        state = torch.stack(every).mean(0)
+    else:
+        state = _state_losses(out["state_logits"][observed], batch.states[observed], None)
     if not with_values:
         return state, state.new_zeros(())
     chosen = _value_months(batch, generator)
@@ -265,6 +272,15 @@ def batch_losses(
     return state, value
 
 
+def _taught(batch: TrajectoryData, observed: Tensor) -> Tensor | None:
+    return None if batch.taught is None else batch.taught[observed]
+
+
+def _state_losses(logits: Tensor, states: Tensor, taught: Tensor | None) -> Tensor:
+    state = F.cross_entropy(logits, states, reduction="none")
+    return state if taught is None else _with_teacher(state, logits, taught)
+
+
 def _with_teacher(state: Tensor, logits: Tensor, taught: Tensor) -> Tensor:
     """(n,) losses, `_TAUGHT_SHARE` of each against the teacher where it speaks; excluded moves are free."""
     speaks = torch.isfinite(taught).all(-1)
@@ -276,7 +292,9 @@ def _with_teacher(state: Tensor, logits: Tensor, taught: Tensor) -> Tensor:
     return torch.where(speaks, (1.0 - _TAUGHT_SHARE) * state + _TAUGHT_SHARE * soft, state)
 
 
-def outputs(model: LoanTrajectoryModel, batch: TrajectoryData, residual: bool = True) -> dict[str, Tensor]:
+def outputs(
+    model: LoanTrajectoryModel, batch: TrajectoryData, residual: bool = True, apart: bool = False
+) -> dict[str, Tensor]:
     """`LoanTrajectoryModel.condition` on a batch; without the residual, the cohort itself."""
     count, months = batch.raw_states.shape
     device = batch.raw_states.device
@@ -286,7 +304,7 @@ def outputs(model: LoanTrajectoryModel, batch: TrajectoryData, residual: bool = 
     if not residual:
         return {"state_logits": model.cohort_logits(rows, past, batch.is_final)}
     windows = batch.windows if model.config.reads_payments else None
-    return model.condition(batch.features, rows, past, windows, batch.calendar.long(), batch.is_final)
+    return model.condition(batch.features, rows, past, windows, batch.calendar.long(), batch.is_final, apart)
 
 
 def _prior(model: LoanTrajectoryModel) -> Tensor:
@@ -294,7 +312,11 @@ def _prior(model: LoanTrajectoryModel) -> Tensor:
     effects = (model.vintage**2).sum() + (model.segment**2).sum()
     season = (model.season.month**2).sum() + (model.season.weekday**2).sum()
     scale = model.config.idio_scale / _SEASON_SD
-    return _EFFECT_PRIOR * effects + 0.5 * scale**2 * season
+    own = _EFFECT_PRIOR * effects + 0.5 * scale**2 * season
+    # Each member's data term is a share of the loss, so its prior is the same share.
+    for member in model.others():
+        own = own + _prior(member) * member.config.n_members
+    return own / model.config.n_members
 
 
 def evaluate(

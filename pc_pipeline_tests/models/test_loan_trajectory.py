@@ -8,7 +8,7 @@ import torch
 
 from pc_pipeline.core.errors import ModelError
 from pc_pipeline.models.checkpoint import load_model, save_model
-from pc_pipeline.models.history import months_since_miss, recency_class
+from pc_pipeline.models.history import months_since_miss, recency_class, state_history
 from pc_pipeline.models.loan_trajectory import (
     LoanTrajectoryModel,
     TrajectoryConfig,
@@ -94,9 +94,10 @@ def test_history_before_the_window_counts() -> None:
     assert not torch.allclose(out[0] - rows[0, :, 0].log(), out[1] - rows[1, :, 0].log())
 
 
-def test_generation_with_the_cache_follows_the_law_of_forward() -> None:
+@pytest.mark.parametrize("n_members", [1, 2])
+def test_generation_with_the_cache_follows_the_law_of_forward(n_members: int) -> None:
     """Draws of the first three months occur as often as forward says (4 standard errors)."""
-    model, rows, n = stirred(), cohort_rows(1, 3), 4000
+    model, rows, n = stirred(n_members=n_members), cohort_rows(1, 3), 4000
     states = model.generate(loans(1, 40), rows, n_samples=n, seed=5)["states"][:, 0]
     for path in ((0, 0, 0), (0, 1, 0), (1, 2, 3), (0, 5, 5)):
         label = torch.tensor([path])
@@ -191,8 +192,24 @@ def test_saved_and_loaded_it_says_the_same(tmp_path) -> None:
         assert torch.equal(model(loans(3), rows)["state_logits"], again(loans(3), rows)["state_logits"])
 
 
-def test_every_parameter_of_the_state_model_learns() -> None:
-    model, rows = stirred(), cohort_rows(6, 9)
+def test_members_are_averaged_travel_with_the_weights_and_fall_silent_together(tmp_path) -> None:
+    model, rows = stirred(n_members=3), cohort_rows(3, 6)
+    past = state_history(torch.zeros(3, 6, dtype=torch.long))
+    with torch.no_grad():
+        apart, _ = model.residual(loans(3), past, apart=True)
+        assert apart.shape == (3, 3, 6, N_STATES)
+        assert not torch.allclose(apart[0], apart[1])
+        assert torch.allclose(model.residual(loans(3), past)[0], apart.mean(0))
+        save_model(tmp_path, model)
+        again, _ = load_model(tmp_path)
+        assert torch.equal(again.residual(loans(3), past, apart=True)[0], apart)
+        model.silence()
+        assert torch.allclose(model(loans(3), rows)["state_logits"].softmax(-1), rows[:, :, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("n_members", [1, 2])
+def test_every_parameter_of_the_state_model_learns(n_members: int) -> None:
+    model, rows = stirred(n_members=n_members), cohort_rows(6, 9)
     features = torch.cat([loans(6), torch.zeros(6, 2), torch.full((6, 12), torch.nan)], dim=1)
     features[:, LOAN_FEATURES.index("vintage_index")] = torch.arange(6.0)
     states = torch.tensor([0, 1, 2, 3, 0, 0, 1, 0, 0]).expand(6, -1)
@@ -201,7 +218,7 @@ def test_every_parameter_of_the_state_model_learns() -> None:
     silent = [
         name
         for name, parameter in model.named_parameters()
-        if not name.startswith(("value_head", "season")) and parameter.grad is None
+        if "value_head" not in name and "season" not in name and parameter.grad is None
     ]
     assert silent == []
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)

@@ -18,11 +18,13 @@ from pc_pipeline.scenarios.generator import MacroScenarioGenerator, macro_table
 from pc_pipeline.training.config import TrainConfig
 from pc_pipeline.training.trajectories import (
     TrajectoryTrainer,
+    batch_losses,
     class_rows,
     evaluate,
     length_batches,
     model_features,
     move_probabilities,
+    outputs,
     raw_features,
     trajectory_data,
 )
@@ -118,6 +120,25 @@ def test_windows_know_what_was_paid_before_and_nothing_of_the_month(book) -> Non
     assert bool(torch.isnan(windows[0, 0]).all())
     assert windows[0, 3, -3:].tolist() == [1.0, 0.0, 2.0]
     assert bool(torch.isnan(windows[0, 3, :-3]).all())
+
+
+def test_each_member_learns_by_its_own_answers(book) -> None:
+    """The training loss is the mean of the members' losses, not the loss of their mean."""
+    _, _, trajectories, _ = book
+    torch.manual_seed(0)
+    model = LoanTrajectoryModel(dataclasses.replace(SIZE, n_members=2)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.1)
+    batch = trajectory_data(trajectories, class_rows(trajectories)).take(torch.arange(50))
+    together, _ = batch_losses(model, batch, torch.Generator().manual_seed(0), is_taught=True)
+    observed = batch.states >= 0
+    single = [
+        torch.nn.functional.cross_entropy(logits[observed], batch.states[observed], reduction="none")
+        for logits in outputs(model, batch, apart=True)["state_logits"]
+    ]
+    assert torch.allclose(together, torch.stack(single).mean(0))
+    average, _ = batch_losses(model, batch, torch.Generator().manual_seed(0))
+    assert bool(average.detach().mean() < together.detach().mean())  # log-loss is convex in the logits
 
 
 def test_a_model_that_reads_payments_works_without_them(book) -> None:

@@ -50,8 +50,9 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 Models = dict[str, tuple[Any, dict[str, Any]]]
 JOINT_FOLDER = "joint_model"
 JOINT_NOTES = ("metrics", "training", "before", "after", "calibration")
-_TEACHER_FOLDS = 3
+_TEACHER_FOLDS = 6
 _REAL_STEPS, _REAL_BATCH, _EPOCHS_TIMES, _REAL_DECAY = 700, 128, 4, 1e-2
+_REAL_WIDTH, _REAL_HEADS, _REAL_RATE = 32, 2, 2e-3
 _MIN_TAUGHT_LOANS = 300
 NETWORKS = ("macro_vae", "transition_transformer", "loan_trajectory")
 
@@ -78,11 +79,14 @@ class LoanTrajectoryStage:
 
     Attributes:
         max_loans: train on at most so many histories; None takes all.
+        real_members: networks whose residuals are averaged on a real panel, where a few thousand loans leave
+            each of them much to chance.
     """
 
     network: TrajectoryConfig = field(default_factory=TrajectoryConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
     max_loans: int | None = None
+    real_members: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +223,7 @@ def train_loan_trajectory(
     transition_model = cohort_models["transition_transformer"][0].to(device)
     network, training, taught = stage.network, stage.training, None
     if OBSERVED in panel["scenario"].unique().to_list():
-        network = dataclasses.replace(network, reads_payments=True, idio_scale=1.0)
+        network = _for_few_loans(network, stage.real_members)
         training = _enough_steps(training, len(trajectories))
         taught = boosted_lessons(trajectories, stage.training.seed)
     model = _seeded(lambda: LoanTrajectoryModel(network), stage.training.seed).to(device)
@@ -241,6 +245,18 @@ def train_loan_trajectory(
     )
 
 
+def _for_few_loans(network: TrajectoryConfig, members: int) -> TrajectoryConfig:
+    """The network of a real panel: reads payments, no wider than a few thousand loans bear, averaged."""
+    return dataclasses.replace(
+        network,
+        reads_payments=True,
+        idio_scale=1.0,
+        d_model=min(network.d_model, _REAL_WIDTH),
+        n_heads=min(network.n_heads, _REAL_HEADS),
+        n_members=members,
+    )
+
+
 def _enough_steps(training: TrainConfig, n_histories: int) -> TrainConfig:
     """Smaller batches and more epochs for a real panel, which has fewer histories than a generated one."""
     batch_size = min(training.batch_size, _REAL_BATCH)
@@ -248,7 +264,12 @@ def _enough_steps(training: TrainConfig, n_histories: int) -> TrainConfig:
     epochs = max(training.epochs, min(_EPOCHS_TIMES * training.epochs, -(-_REAL_STEPS // per_epoch)))
     wait = max(training.patience, epochs // 3)
     return dataclasses.replace(
-        training, batch_size=batch_size, epochs=epochs, patience=wait, weight_decay=_REAL_DECAY
+        training,
+        batch_size=batch_size,
+        epochs=epochs,
+        patience=wait,
+        lr=min(training.lr, _REAL_RATE),
+        weight_decay=_REAL_DECAY,
     )
 
 
