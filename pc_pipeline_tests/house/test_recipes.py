@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pc_pipeline.core.errors import ConfigError
+from pc_pipeline.engines.stages.learning import enough_steps, network_for_few_loans
 from pc_pipeline.models.loan_trajectory import LoanTrajectoryModel
 from pc_pipeline.models.macro_vae import MacroVAE
 from pc_pipeline.models.transition_transformer import TransitionTransformer
@@ -51,3 +52,17 @@ def test_another_seed_changes_every_stage() -> None:
 def test_an_unknown_recipe_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="tiny, base, full, paper"):
         get_recipe("huge")
+
+
+@pytest.mark.parametrize("name", ["tiny", "base", "full", "paper"])
+def test_a_few_thousand_real_loans_get_more_networks_not_wider_ones(name: str) -> None:
+    """A larger recipe must not learn a small real panel worse: width and rate stop at base."""
+    stage, base_stage = get_recipe(name).loan_trajectory, get_recipe("base").loan_trajectory
+    network = network_for_few_loans(stage.network, stage.real_members)
+    assert network.reads_payments
+    assert network.idio_scale == 1.0
+    assert network.d_model <= base_stage.network.d_model
+    assert (network.n_members > 1) == (name != "tiny")
+    training = enough_steps(stage.training, n_histories=3000)
+    assert training.lr <= base_stage.training.lr
+    assert training.batch_size <= base_stage.training.batch_size

@@ -52,7 +52,7 @@ JOINT_FOLDER = "joint_model"
 JOINT_NOTES = ("metrics", "training", "before", "after", "calibration")
 _TEACHER_FOLDS = 6
 _REAL_STEPS, _REAL_BATCH, _EPOCHS_TIMES, _REAL_DECAY = 700, 128, 4, 1e-2
-_REAL_WIDTH, _REAL_HEADS, _REAL_RATE = 32, 2, 2e-3
+_REAL_WIDTH, _REAL_HEADS, _REAL_LAYERS, _REAL_RATE = 32, 2, 2, 2e-3
 _MIN_TAUGHT_LOANS = 300
 NETWORKS = ("macro_vae", "transition_transformer", "loan_trajectory")
 
@@ -223,8 +223,8 @@ def train_loan_trajectory(
     transition_model = cohort_models["transition_transformer"][0].to(device)
     network, training, taught = stage.network, stage.training, None
     if OBSERVED in panel["scenario"].unique().to_list():
-        network = _for_few_loans(network, stage.real_members)
-        training = _enough_steps(training, len(trajectories))
+        network = network_for_few_loans(network, stage.real_members)
+        training = enough_steps(training, len(trajectories))
         taught = boosted_lessons(trajectories, stage.training.seed)
     model = _seeded(lambda: LoanTrajectoryModel(network), stage.training.seed).to(device)
     trainer = TrajectoryTrainer(model, lr=training.lr, config=training)
@@ -245,19 +245,20 @@ def train_loan_trajectory(
     )
 
 
-def _for_few_loans(network: TrajectoryConfig, members: int) -> TrajectoryConfig:
-    """The network of a real panel: reads payments, no wider than a few thousand loans bear, averaged."""
+def network_for_few_loans(network: TrajectoryConfig, members: int) -> TrajectoryConfig:
+    """The network of a real panel: reads payments, no larger than a few thousand loans bear, averaged."""
     return dataclasses.replace(
         network,
         reads_payments=True,
         idio_scale=1.0,
         d_model=min(network.d_model, _REAL_WIDTH),
         n_heads=min(network.n_heads, _REAL_HEADS),
+        n_layers=min(network.n_layers, _REAL_LAYERS),
         n_members=members,
     )
 
 
-def _enough_steps(training: TrainConfig, n_histories: int) -> TrainConfig:
+def enough_steps(training: TrainConfig, n_histories: int) -> TrainConfig:
     """Smaller batches and more epochs for a real panel, which has fewer histories than a generated one."""
     batch_size = min(training.batch_size, _REAL_BATCH)
     per_epoch = max(1, -(-n_histories // batch_size))
