@@ -35,7 +35,7 @@ from pc_pipeline.simulation.rows import NetworkRows, calendar_tensor, loan_input
 MIN_SCORES, SOLVER_ROUNDS, SMOOTH_MONTHS = 30, 4, 3
 HORIZONS = (12, 36, 60)
 MIN_DEFAULTS_FOR_SEVERITY = 50
-MOST_RANKED, TAIL_PATHS = 512, 4  # paths ranked by predicted loss; taken about VaR 99, and beyond it
+MOST_RANKED = 512  # paths ranked by predicted loss
 # Clock positions: never missed; 1..12 months since a miss (12 stands); each bucket's months 1-3 (3 stands).
 N_CLOCK = 1 + 12 + 9
 
@@ -156,7 +156,7 @@ def distil_loans(
     ask = _Teacher(teacher, rows, sample, reference_month)
     taught = ask.lessons(paths[::2], derive_seed(config.seed, "distil", "taught"))
     held_out = ask.lessons(paths[1::2], derive_seed(config.seed, "distil", "held out"))
-    at_var, beyond = ask.tail_paths(macro_PTM)
+    at_var, beyond = ask.tail_paths(macro_PTM, max(config.n_paths // 4, 1))
     tail = {
         name: ask.lessons(macro_PTM[rows_of], derive_seed(config.seed, "distil", name))
         for name, rows_of in (("var_99", at_var), ("cvar_99", beyond))
@@ -197,8 +197,8 @@ class _Teacher:
         self.final = sample["remaining_term_months"].to_numpy().astype(np.int64) - 1
         self.sample = sample
 
-    def tail_paths(self, macro_PTM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Paths about the 99 % quantile of the loss that their rows predict, and paths beyond it."""
+    def tail_paths(self, macro_PTM: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """At most so many paths about the 99 % quantile of the loss that rows predict, and beyond it."""
         n_paths, n_months = macro_PTM.shape[:2]
         some = np.unique(np.linspace(0, n_paths - 1, min(n_paths, MOST_RANKED)).astype(int))
         arrays = pool_arrays(self.sample, self.rows.cohorts, n_months)
@@ -218,7 +218,7 @@ class _Teacher:
         band = slice(
             min(int(0.98 * ranked.size), edge - 1), min(edge + max(ranked.size // 200, 1), ranked.size)
         )
-        return _few_of(ranked[band]), _few_of(ranked[edge:])
+        return _few_of(ranked[band], most), _few_of(ranked[edge:], most)
 
     def lessons(self, macro_PTM: np.ndarray, seed: int) -> Lessons:
         """Histories of every sample loan along every path, path after path."""
@@ -258,9 +258,9 @@ class _Teacher:
         return (balance / arrays.total_balance).astype(np.float32)
 
 
-def _few_of(rows: np.ndarray) -> np.ndarray:
-    """At most TAIL_PATHS of them, evenly spaced."""
-    return rows[np.unique(np.linspace(0, rows.size - 1, min(TAIL_PATHS, rows.size)).astype(int))]
+def _few_of(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of them, evenly spaced."""
+    return rows[np.unique(np.linspace(0, rows.size - 1, min(most, rows.size)).astype(int))]
 
 
 def _severities(states: Tensor, charge_offs: Tensor, losses: Tensor) -> np.ndarray:
