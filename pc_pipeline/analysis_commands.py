@@ -54,7 +54,7 @@ def tails(
     with asked.work("simulating"):
         run = simulate_mix(asked.study, shares, paths, is_plain=plain)
     typer.echo(f"{run.source}; {paths:,} paths, effective {run.results.effective_paths:,.0f}")
-    print_frame(run.results.summary())
+    print_frame(run.results.summary(), digits=4, is_worded=True)
     asked.keep({"analysis_tails": run.results.summary()})
 
 
@@ -77,7 +77,7 @@ def scenarios_command(asked: Asked, paths: Paths = 400) -> None:
     fans = [macro_fan(study.macro(name, 256), name) for name in names]
     frames["macro_fan_report"] = pl.concat(fans)
     wide = frames["pool_report"].pivot(on="measure", index="scenario", values="value")
-    print_frame(wide, f"{len(names)} scenarios, {paths:,} paths each", digits=4)
+    print_frame(wide, f"{len(names)} scenarios, {paths:,} paths each", digits=4, is_worded=True)
     asked.keep({"analysis_scenarios": frames["pool_report"]})
     asked.page("scenarios", "Scenarios", notes=[("run: paths", runs[0].source)], tables=frames)
 
@@ -108,7 +108,7 @@ def sensitivities_command(
         "check, derivative against central difference": checks,
     }
     for title, frame in tables.items():
-        print_frame(frame, f"{scenario}: {title}", digits=3)
+        print_frame(frame, f"{scenario}: {title}", digits=3, is_worded=True)
     asked.keep(
         {
             "sensitivities_macro": found.macro,
@@ -154,7 +154,7 @@ def reverse_stress_command(
         typer.echo(text if name not in missing else f"{name}: {text}")
     tables = {} if not found else {"reverse stress": pl.concat([one.row() for one in found])}
     for frame in tables.values():
-        print_frame(frame.drop("less_plausible", "lower", "upper", "starts"), digits=3)
+        print_frame(frame.drop("less_plausible", "lower", "upper", "starts"), digits=3, is_worded=True)
     asked.keep({} if not found else {"reverse_stress": pl.concat([one.frame() for one in found])})
     asked.page(
         "reverse_stress",
@@ -186,7 +186,7 @@ def attribution_command(asked: Asked, mix: Mix = STANDARD_MIX, paths: Paths = 40
         if found.has(key)
     }
     for title, frame in tables.items():
-        print_frame(frame, title, digits=4)
+        print_frame(frame, title, digits=4, is_worded=True)
     asked.keep(found.frames())
     figures = [
         (
@@ -227,9 +227,10 @@ def pool_change_command(
         changes = PoolChanges(study, run.macro_PTM, run.simulated)
         found = changes.remove(loans)
     typer.echo(f"{found.n_loans:,} loans, balance {found.balance:,.2f}")
-    print_frame(found.table, "without the block")
+    print_frame(found.table, "without the block", is_worded=True)
     if full:
-        print_frame(compare(found.after, changes.full_run(loans)), "against a full run (after = full run)")
+        after = compare(found.after, changes.full_run(loans))
+        print_frame(after, "against a full run (after = full run)", is_worded=True)
     asked.keep({"pool_change": found.table})
 
 
@@ -257,7 +258,12 @@ def uncertainty_command(
     with asked.work("simulating", members) as done:
         table = uncertainty(carry(study, found, shares, paths, done), study.seed)
     shown = written_out(table)
-    print_frame(shown, f"{members} members, two families, {paths:,} paths: % and parts of the sd", digits=3)
+    print_frame(
+        shown,
+        f"{members} members, two families, {paths:,} paths: % and parts of the sd",
+        digits=3,
+        is_worded=True,
+    )
     asked.keep({"uncertainty": table})
     asked.page(
         "uncertainty",

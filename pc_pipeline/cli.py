@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -18,6 +18,9 @@ from rich.table import Table as RichTable
 from pc_pipeline.core.errors import PcError
 from pc_pipeline.core.store import Store
 from pc_pipeline.reports import formats
+
+if TYPE_CHECKING:
+    import polars as pl
 
 app = typer.Typer(
     name="pc",
@@ -42,8 +45,15 @@ def print_error(error: PcError) -> None:
         console.print(line, markup=False)
 
 
-def print_frame(frame: object, title: str = "", digits: int = 6) -> None:
-    """A polars frame as a console table; numbers to so many digits."""
+_LONGEST_WHOLE = 24  # characters of a cell that are kept on one line
+
+
+def print_frame(frame: pl.DataFrame, title: str = "", digits: int = 6, *, is_worded: bool = False) -> None:
+    """A frame as a console table; numbers to so many digits.
+
+    Args:
+        is_worded: headings in words, which wrap; else the columns' own names, as a query would use them.
+    """
     table = RichTable(
         title=title or None,
         title_justify="left",
@@ -52,10 +62,17 @@ def print_frame(frame: object, title: str = "", digits: int = 6) -> None:
         padding=(0, 1, 0, 0),
         show_edge=False,
     )
-    for name in frame.columns:  # type: ignore[attr-defined]
-        table.add_column(name, overflow="fold")  # an identifier cut short cannot be used
-    for row in frame.iter_rows():  # type: ignore[attr-defined]
-        table.add_row(*("" if value is None else _cell(value, digits) for value in row))
+    cells = [["" if value is None else _cell(value, digits) for value in column] for column in frame]
+    for name, dtype, column in zip(frame.columns, frame.dtypes, cells, strict=True):
+        longest = max((len(cell) for cell in column), default=0)
+        table.add_column(
+            name.replace("_", " ") if is_worded else name,
+            overflow="fold",  # an identifier cut short cannot be used
+            justify="right" if dtype.is_numeric() else "left",
+            min_width=min(longest, _LONGEST_WHOLE),
+        )
+    for row in zip(*cells, strict=True):
+        table.add_row(*row)
     Console().print(table)
 
 
