@@ -60,7 +60,7 @@ def main() -> None:
         )
 
     sections = measure_all(plan, tell)
-    name = "fidelity" if not plan.only else f"fidelity-{'-'.join(plan.only)}"
+    name = "-".join(["fidelity", plan.recipes[0].name, *plan.only])
     text = page(sections, plan, f"{machine} {time.monotonic() - started:.0f} s in all.")
     print(f"\nwritten to {write_result(Path(__file__).parent / 'results', name, text)}")
 
