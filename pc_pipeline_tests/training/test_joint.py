@@ -171,8 +171,9 @@ def test_the_portfolio_gradient_reaches_all_three_models() -> None:
 
 def test_expected_cash_returns_the_opening_balance() -> None:
     posed, history, macro = problem()
+    networks = models()[1:]
     with torch.no_grad():
-        cash, _ = model_cash(posed, macro, *models()[1:])
+        cash, _ = model_cash(posed, macro, *networks)
     assert torch.allclose(cash[..., 1:4].sum((1, 2)), torch.ones(2, dtype=torch.float64), atol=1e-6)
     observed = history.cash_PTC[..., 1:4].sum((1, 2))
     assert torch.allclose(observed, torch.ones_like(observed), atol=1e-4)  # cents
