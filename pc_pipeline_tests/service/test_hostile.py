@@ -53,6 +53,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     ],
 )
 def test_no_token_no_answer(guarded: Served, header: str | None) -> None:
+    guarded.client.headers.pop("Authorization", None)  # other tests leave theirs
     headers = {} if header is None else {"Authorization": header.encode()}
     for method, path in [
         ("GET", "/models"),
