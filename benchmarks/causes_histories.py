@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.machine import machine_line, write_result
 from pc_pipeline.core.rng import stream
-from pc_pipeline.engines.fidelity.auto_record import observed_macro
+from pc_pipeline.engines.fidelity.auto_record import observed_macro, real_networks
 from pc_pipeline.engines.fidelity.histories import (
     DATA,
     GOAL_AUC,
@@ -31,12 +31,11 @@ from pc_pipeline.engines.fidelity.histories import (
     payment_facts,
     real_and_drawn,
 )
-from pc_pipeline.engines.stages.learning import Models, train_loan_trajectory, train_transition_transformer
+from pc_pipeline.engines.stages.learning import Models
 from pc_pipeline.engines.stages.scoring import is_held_out, learning_rows
 from pc_pipeline.evaluation.sequence_tests import two_sample_auc
 from pc_pipeline.loans.ingest.read import read_tape
 from pc_pipeline.loans.trajectories import Trajectories, prepare_trajectories
-from pc_pipeline.loans.transitions import transition_table
 from pc_pipeline.recipes import get_recipe
 from pc_pipeline.training.trajectories import move_probabilities
 
@@ -117,14 +116,7 @@ def main() -> None:
     recipe, machine = get_recipe(options.recipe), machine_line()
     tape = read_tape(options.data / DATA[0])
     macro = observed_macro(options.data / DATA[1], tape.panel)
-    counts = transition_table(learning_rows(tape.panel), tape.loans)
-    models = train_transition_transformer(
-        recipe.transition_transformer, counts, tape.loans, macro, "cpu"
-    ).models
-    models = (
-        models
-        | train_loan_trajectory(recipe.loan_trajectory, tape.panel, tape.loans, macro, models, "cpu").models
-    )
+    models = real_networks(recipe, tape.panel, tape.loans, macro, "cpu")
     learned = prepare_trajectories(learning_rows(tape.panel), tape.loans, macro)
     held = tape.panel.filter(pl.col("loan_id").map_elements(is_held_out, return_dtype=pl.Boolean))
     judged = prepare_trajectories(held, tape.loans, macro, scaler=learned.scaler)

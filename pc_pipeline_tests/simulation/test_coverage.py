@@ -122,6 +122,6 @@ def test_intervals_of_tail_paths_cover(name):
     losses = mean + luck * np.sqrt(mean * level / N_TERMS) * erlang
     truth = {key: estimate.value for key, estimate in estimators.pool_measures(losses).items()}
     found = coverage(truth, run)
-    assert found.pop("cvar_999") > 0.84 - SLACK
+    assert found.pop("cvar_999") > 0.85  # a mean over a thousandth: too narrow, as stated
     for measure, share in found.items():
         assert 0.93 - SLACK < share < 0.97 + SLACK, (measure, share)

@@ -15,9 +15,8 @@ import polars as pl
 from scipy import stats
 
 from pc_pipeline.core.periods import month_index
-from pc_pipeline.engines.fidelity.auto_record import observed_macro
+from pc_pipeline.engines.fidelity.auto_record import observed_macro, real_networks
 from pc_pipeline.engines.fidelity.table import Request, figure, figures
-from pc_pipeline.engines.stages.learning import train_loan_trajectory, train_transition_transformer
 from pc_pipeline.engines.stages.scoring import is_held_out, learning_rows
 from pc_pipeline.evaluation.challengers import standard_challengers
 from pc_pipeline.evaluation.metrics import (
@@ -29,7 +28,6 @@ from pc_pipeline.evaluation.metrics import (
 from pc_pipeline.evaluation.rows import ScoringRows, scoring_rows
 from pc_pipeline.loans.ingest.read import read_tape
 from pc_pipeline.loans.trajectories import Trajectories, prepare_trajectories
-from pc_pipeline.loans.transitions import transition_table
 from pc_pipeline.schemas.states import LOAN_STATE_NAMES, LoanState
 from pc_pipeline.training.trajectories import move_probabilities
 
@@ -64,20 +62,9 @@ def _split(
     name: str,
 ) -> list[dict[str, Any]]:
     """Figures of one split: `learn` is what may be learned from."""
-    recipe = request.recipe
     last = learn["reporting_month"].max()
     lived = macro.filter(pl.col("month") <= last)
-    models = train_transition_transformer(
-        recipe.transition_transformer,
-        transition_table(learning_rows(learn), loans),
-        loans,
-        lived,
-        request.device,
-    ).models
-    models = (
-        models
-        | train_loan_trajectory(recipe.loan_trajectory, learn, loans, lived, models, request.device).models
-    )
+    models = real_networks(request.recipe, learn, loans, lived, request.device)
     learned = prepare_trajectories(learning_rows(learn), loans, lived)
     judged = prepare_trajectories(panel, loans, macro, scaler=learned.scaler)
     rows, chosen = _judged_rows(judged, loans, name)

@@ -1,6 +1,7 @@
 """The real auto pool, forecast half-year by half-year: every model learned only from what was known by then.
 
-Here: `auto_rows`, for the section on backtests; `half_year`, one origin. Not here: log-loss against
+Here: `auto_rows`, for the section on backtests; `half_year`, one origin;
+`real_networks`, what the sections on the real pool train. Not here: log-loss against
 challengers (section `auto`), what a record of forecasts says of the next ones (`evaluation.forecast_record`).
 
 At each origin the networks are trained on the months up to it (without the loans held out by id), then give
@@ -34,8 +35,8 @@ from pc_pipeline.engines.fidelity.forecasts import (
     observed_severities,
     test_rows,
 )
-from pc_pipeline.engines.fidelity.table import Request, figure
-from pc_pipeline.engines.stages.learning import train_loan_trajectory, train_transition_transformer
+from pc_pipeline.engines.fidelity.table import Request, SizedRecipe, figure
+from pc_pipeline.engines.stages.learning import Models, train_loan_trajectory, train_transition_transformer
 from pc_pipeline.engines.stages.scoring import learning_rows
 from pc_pipeline.evaluation.backtests import backtest
 from pc_pipeline.evaluation.forecast_record import CommonShock, at_level, better_level, common_shock
@@ -187,21 +188,22 @@ def observed_macro(history: Path, panel: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def real_networks(
+    recipe: SizedRecipe, panel: pl.DataFrame, loans: pl.DataFrame, macro: pl.DataFrame, device: str
+) -> Models:
+    """Cohort and loan network of a real panel, learned without the loans held out by id."""
+    counts = transition_table(learning_rows(panel), loans)
+    models = train_transition_transformer(recipe.transition_transformer, counts, loans, macro, device).models
+    return models | train_loan_trajectory(recipe.loan_trajectory, panel, loans, macro, models, device).models
+
+
 def half_year(
     request: Request, loans: pl.DataFrame, panel: pl.DataFrame, macro: pl.DataFrame, origin: date
 ) -> HalfYear:
     """Chances in the months after an origin by models that know nothing of them."""
-    recipe = request.recipe
     known = panel.filter(pl.col("reporting_month") <= origin)
     lived = macro.filter(pl.col("month") <= origin)
-    counts = transition_table(learning_rows(known), loans)
-    models = train_transition_transformer(
-        recipe.transition_transformer, counts, loans, lived, request.device
-    ).models
-    models = (
-        models
-        | train_loan_trajectory(recipe.loan_trajectory, known, loans, lived, models, request.device).models
-    )
+    models = real_networks(request.recipe, known, loans, lived, request.device)
     last = add_months(origin, HALF_YEAR)
     learned = prepare_trajectories(known, loans, lived)
     judged = prepare_trajectories(

@@ -15,14 +15,13 @@ import polars as pl
 import torch
 
 from pc_pipeline.core.rng import derive_seed
-from pc_pipeline.engines.fidelity.auto_record import observed_macro
+from pc_pipeline.engines.fidelity.auto_record import observed_macro, real_networks
 from pc_pipeline.engines.fidelity.table import Request, figure, figures
-from pc_pipeline.engines.stages.learning import Models, train_loan_trajectory, train_transition_transformer
+from pc_pipeline.engines.stages.learning import Models
 from pc_pipeline.engines.stages.scoring import is_held_out, learning_rows
 from pc_pipeline.evaluation.sequence_tests import two_sample_auc
 from pc_pipeline.loans.ingest.read import read_tape
 from pc_pipeline.loans.trajectories import Trajectories, prepare_trajectories
-from pc_pipeline.loans.transitions import transition_table
 from pc_pipeline.models.transition_transformer import with_absorbing_rows
 from pc_pipeline.schemas.states import N_LIVING, LoanState
 from pc_pipeline.training.trajectory_data import TrajectoryData, rows_for, trajectory_data
@@ -59,14 +58,7 @@ def measure(request: Request) -> pl.DataFrame:
     delivered = read_tape(folder)
     macro = observed_macro(request.data / DATA[1], delivered.panel)
     loans, panel, recipe = delivered.loans, delivered.panel, request.recipe
-    counts = transition_table(learning_rows(panel), loans)
-    models = train_transition_transformer(
-        recipe.transition_transformer, counts, loans, macro, request.device
-    ).models
-    models = (
-        models
-        | train_loan_trajectory(recipe.loan_trajectory, panel, loans, macro, models, request.device).models
-    )
+    models = real_networks(recipe, panel, loans, macro, request.device)
     learned = prepare_trajectories(learning_rows(panel), loans, macro)
     held = panel.filter(pl.col("loan_id").map_elements(is_held_out, return_dtype=pl.Boolean))
     judged = prepare_trajectories(held, loans, macro, scaler=learned.scaler)
